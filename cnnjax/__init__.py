@@ -1,0 +1,1 @@
+"""Deep computer vision with convolutional networks in JAX and Flax."""

@@ -1,0 +1,155 @@
+"""Checkpoints by Orbax: written in the background, verified when read, exact to resume from."""
+
+import json
+import shutil
+import signal
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from cnnjax.types import PyTree, UserError
+
+
+def checksums(tree: PyTree) -> dict[str, int]:
+    """CRC-32 of the bytes of every leaf, by path: what tells a damaged checkpoint from a good one."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    host = {jax.tree_util.keystr(path): np.ascontiguousarray(_local(leaf)) for path, leaf in leaves}
+    return {path: zlib.crc32(array.reshape(-1).view(np.uint8)) for path, array in host.items()}
+
+
+def _local(leaf: Any) -> np.ndarray:
+    # A replicated array of a multi-process run is not fully addressable, but each process holds all of it.
+    return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last ``keep_last`` and the best ``keep_best`` by score.
+
+    Args:
+      directory: made if it is missing.
+      config: stored in every checkpoint, so that one is readable without its run folder.
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any], *, keep_last: int = 2, keep_best: int = 1) -> None:
+        self.directory = directory.resolve()
+        self.config = dict(config)
+        policy = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(keep_last),
+                preservation_policy.BestN(
+                    get_metric_fn=lambda scores: scores["score"],
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda scores: scores["score"],
+            preservation_policy=policy,
+            enable_async_checkpointing=True,
+        )
+        if jax.process_index() == 0:
+            self._check_scores()
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, step: int, state: PyTree, score: float | None = None) -> None:
+        """Starts writing ``state``; returns when it may be donated or changed. A higher score is better."""
+        meta = {"config": self.config, "crc32": checksums(state)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self.manager.save(step, args=args, metrics=None if score is None else {"score": score})
+
+    def restore(self, target: Callable[[int], PyTree]) -> tuple[int, PyTree] | None:
+        """The newest checkpoint that reads back with the checksums it was written with, or None if there is none.
+
+        A damaged one is reported on stderr, set aside as ``damaged-<step>``, and the one before it is tried.
+
+        Args:
+          target: step → the state's structure as ``jax.ShapeDtypeStruct`` with shardings.
+
+        Raises:
+          UserError: there are checkpoints, and all of them are damaged.
+        """
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return step, self._read(step, target(step))
+            # Orbax and TensorStore raise every kind of exception, plain Exception too, for a damaged file.
+            except Exception as error:
+                self._set_aside(step, error)
+                self.manager.reload()
+        if steps:
+            raise UserError(
+                f"every checkpoint in {self.directory} is damaged (steps {steps}): start again with another --run-dir"
+            )
+        return None
+
+    def _read(self, step: int, target: PyTree) -> PyTree:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+        restored = self.manager.restore(step, args=args)
+        expected = restored["meta"]["crc32"]
+        found = checksums(restored["state"])
+        wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+        if wrong:
+            raise UserError(f"the checksums of {wrong[:5]} differ from those written")
+        return restored["state"]
+
+    def _check_scores(self) -> None:
+        # Orbax reads all scores when it opens the folder, and would fail there on one damaged file.
+        for path in self.directory.glob("[0-9]*/metrics/metrics"):
+            try:
+                json.loads(path.read_bytes())["score"]
+            except (ValueError, KeyError, TypeError) as error:
+                self._set_aside(int(path.parts[-3]), error)
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:200]
+        print(f"checkpoint {step} in {self.directory} is damaged, set aside: {reason}", file=sys.stderr)
+        if jax.process_index() == 0:
+            aside = self.directory / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.directory / str(step)).rename(aside)
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk; an error of the writing thread is raised here."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finishes what is being written and releases the manager."""
+        self.manager.close()
+
+
+class StopRequest:
+    """Truthy once the process was asked to stop."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stop_on_signal(*signals: int) -> Iterator[StopRequest]:
+    """While inside, SIGTERM and SIGINT only set a flag, so that the loop can save and leave; a second one kills."""
+    signals = signals or (signal.SIGTERM, signal.SIGINT)
+    request = StopRequest()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        request.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, handle) for number in signals}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Sources of images, the catalog of data sets, and the pipeline that turns (seed, step) into a batch."""

@@ -1,0 +1,117 @@
+"""From a source to batches: the batch at step s is a pure function of (seed, s).
+
+Sources in memory are indexed; others go through Grain, which reads, decodes and prefetches with threads (or worker
+processes). Both draw their order from ``order``, so a set that is moved from disk to memory trains the same run.
+"""
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from absl import flags
+
+from cnnjax import sharding
+from cnnjax.data.host import Transform
+from cnnjax.data.sources import Arrays, Source
+from cnnjax.types import Batch, UserError
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Full batches in one pass; the rest of a permutation is left out, another rest each epoch.
+
+    Raises:
+      UserError: there are fewer examples than one batch.
+    """
+    if examples < batch_size:
+        raise UserError(f"batch size {batch_size} is larger than the training set of {examples} images")
+    return examples // batch_size
+
+
+def order(examples: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of ``examples`` that epoch ``epoch`` visits."""
+    return np.random.default_rng([seed, epoch]).permutation(examples)
+
+
+class _Positions:
+    """Step → the indices of this process's rows of its batch; keeps the permutation of one epoch."""
+
+    def __init__(self, examples: int, batch_size: int, seed: int) -> None:
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.per_epoch = steps_per_epoch(examples, batch_size)
+        self.latest = (-1, np.empty(0, np.int64))
+
+    def __call__(self, step: int) -> np.ndarray:
+        epoch, index = divmod(step, self.per_epoch)
+        known, permutation = self.latest  # one tuple, so that threads never see half a change
+        if known != epoch:
+            permutation = order(self.examples, self.seed, epoch)
+            self.latest = (epoch, permutation)
+        rows = permutation[index * self.batch_size : (index + 1) * self.batch_size]
+        return rows[sharding.local_rows(self.batch_size)]
+
+
+def train_batches(
+    source: Source,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    *,
+    transform: Transform | None = None,
+    threads: int = 8,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Endless batches from step ``start`` on.
+
+    Args:
+      batch_size: images in the global batch; this process gets its share of the rows.
+      transform: host transform of one image; not used for ``Arrays``, which have it behind them.
+      threads: that read and decode, in each worker.
+      workers: processes beside this one; 0 keeps everything in threads.
+    """
+    positions = _Positions(len(source), batch_size, seed)
+    if isinstance(source, Arrays):
+        return _indexed(source, positions, start)
+    steps = grain.MapDataset.range(start, start + 2**40)
+    data = steps.map(lambda step: _load(source, positions(int(step)), transform))
+    return _read(data, threads, workers)
+
+
+def _indexed(source: Arrays, positions: _Positions, start: int) -> Iterator[Batch]:
+    step = start
+    while True:
+        yield source[positions(step)]
+        step += 1
+
+
+def _load(source: Source, indices: np.ndarray, transform: Transform | None) -> dict[str, np.ndarray]:
+    examples = [source[int(index)] for index in indices]
+    images = [example["image"] if transform is None else transform(example["image"]) for example in examples]
+    return {"image": np.stack(images), "label": np.array([example["label"] for example in examples], np.int32)}
+
+
+def _read(data: grain.MapDataset, threads: int, workers: int) -> Iterator[Batch]:
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
+    stream = data.to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers inherit absl's flags and refuse unparsed ones
+        stream = stream.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
+    return iter(stream)
+
+
+def eval_batches(
+    source: Source, batch_size: int, *, transform: Transform | None = None, threads: int = 8
+) -> Iterator[Batch]:
+    """Every example once, in order, this process's rows; the last batch is filled up, ``mask`` is 0 on the filling."""
+    rows = sharding.local_rows(batch_size)
+
+    def load(index: int) -> dict[str, np.ndarray]:
+        indices = np.arange(index * batch_size, (index + 1) * batch_size)[rows]
+        clipped = np.minimum(indices, len(source) - 1)
+        batch = source[clipped] if isinstance(source, Arrays) else _load(source, clipped, transform)
+        return {**batch, "mask": (indices < len(source)).astype(np.float32)}
+
+    count = -(-len(source) // batch_size)
+    if isinstance(source, Arrays):
+        return map(load, range(count))
+    return _read(grain.MapDataset.range(count).map(load), threads, 0)

@@ -1,0 +1,48 @@
+"""Downloads and prepares a tensorflow-datasets data set: ``python -m cnnjax.data.prepare fashion_mnist``.
+
+The only place that needs TensorFlow (``pip install cnnjax[prepare]``): reading what it leaves does not.
+"""
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cnnjax.types import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to prepare, and where."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """A tfds name, such as fashion_mnist."""
+    data_dir: Path = field(
+        default_factory=lambda: Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    )
+    """Folder of the data sets."""
+
+
+def prepare(name: str, data_dir: Path) -> None:
+    """Prepares ``name`` under ``data_dir`` as array_record, which can be read at random and without TensorFlow.
+
+    Raises:
+      UserError: TensorFlow is not installed, or the download failed.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError("preparing a data set needs TensorFlow: pip install cnnjax[prepare]")
+    import tensorflow_datasets as tfds
+
+    tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config)
+    try:
+        prepare(config.name, config.data_dir)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""Metrics as sums that are divided last."""

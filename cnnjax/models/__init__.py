@@ -1,0 +1,60 @@
+"""The models: one architecture family per file, each with a table ``VARIANTS`` of named models.
+
+To add a family, add a file with a table; nothing else needs to know. A variant is a Flax module class, or a
+``functools.partial`` of one, that needs no argument; its ``num_classes`` is the paper's unless told, and None
+builds no head. The class says in ``image_shape`` the paper's input, ``(height, width, channels)``.
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as linen
+
+from cnnjax.types import UserError
+
+
+@functools.cache
+def _variants() -> dict[str, Callable[..., linen.Module]]:
+    """Every variant of every module of this package; ValueError if two have the same name."""
+    found: dict[str, Callable[..., linen.Module]] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        table = getattr(module, "VARIANTS", {})
+        if twice := found.keys() & table.keys():
+            raise ValueError(f"expected each variant once, got {sorted(twice)} again in {module.__name__}")
+        found.update(table)
+    return found
+
+
+def names() -> list[str]:
+    """The name of every variant, sorted."""
+    return sorted(_variants())
+
+
+def create(name: str, **overrides: Any) -> linen.Module:
+    """The model called ``name``.
+
+    Args:
+        name: one of ``names()``.
+        **overrides: fields of the model to set, such as ``num_classes`` (None: no head), ``dtype``.
+
+    Returns:
+        A Flax module; ``apply(variables, images, train=False)`` gives ``(logits, endpoints)``.
+
+    Raises:
+        UserError: unknown name (the message has the close ones and all choices) or unknown field.
+    """
+    variants = _variants()
+    if name not in variants:
+        close = difflib.get_close_matches(name, variants, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ";"
+        raise UserError(f"unknown model {name!r}{hint} choices: {', '.join(names())}")
+    fields = [f for f in inspect.signature(variants[name]).parameters if f not in ("parent", "name")]
+    if unknown := sorted(overrides.keys() - set(fields)):
+        raise UserError(f"{name} has no field {', '.join(unknown)}; its fields: {', '.join(fields)}")
+    return variants[name](**overrides)

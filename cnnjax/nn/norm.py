@@ -1,0 +1,115 @@
+"""Normalization: over the batch (Ioffe & Szegedy 2015) and over neighbouring channels (AlexNet 2012)."""
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+from cnnjax.types import Array
+
+
+class BatchNorm(linen.Module):
+    """Batch normalization over all axes but the last (Ioffe & Szegedy 2015, Algorithm 1).
+
+    ``y = (x − mean) / sqrt(var + epsilon) · scale + bias``. In training mean and variance are the batch's;
+    both are biased (divided by the count), also the variance in the running average, as in Keras and Flax
+    (torch stores the unbiased one). They are computed in float32 or better whatever the type of x. Under
+    ``jit`` with a batch sharded over a mesh they are those of the whole batch, without an axis name.
+
+    Parameters: ``scale [c]``, ``bias [c]``. Collection ``batch_stats``: ``mean [c]``, ``var [c]``, moved at
+    each training call as ``momentum · old + (1 − momentum) · new`` (torch's momentum is one minus this one).
+    ``dtype`` is the type returned (None: x's). The defaults are Keras'.
+    """
+
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer = linen.initializers.ones_init()
+    bias_init: Initializer = linen.initializers.zeros_init()
+
+    @linen.compact
+    def __call__(self, x: Array, *, use_running_average: bool) -> jax.Array:
+        """Normalize ``x [..., c]``: with the running statistics, or with the batch's, which updates them."""
+        shape = (x.shape[-1],)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        if use_running_average:
+            mean, var = running_mean.value, running_var.value
+        else:
+            mean, var = _moments(wide)
+            if not self.is_initializing():
+                running_mean.value = self._moved(running_mean.value, mean)
+                running_var.value = self._moved(running_var.value, var)
+        factor = jax.lax.rsqrt(var + self.epsilon)
+        if self.use_scale:
+            factor = factor * self.param("scale", self.scale_init, shape, self.param_dtype)
+        y = (wide - mean) * factor
+        if self.use_bias:
+            y = y + self.param("bias", self.bias_init, shape, self.param_dtype)
+        return y.astype(x.dtype if self.dtype is None else self.dtype)
+
+    def _moved(self, old: jax.Array, new: jax.Array) -> jax.Array:
+        """The running average after one more batch."""
+        return (self.momentum * old + (1 - self.momentum) * new).astype(old.dtype)
+
+
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of each channel, in two passes: E[x²] − E[x]² cancels if mean ≫ deviation."""
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    return mean, jnp.square(x - mean).mean(axes)
+
+
+def local_response_norm(
+    x: Array, radius: int = 2, k: float = 1.0, alpha: float = 2e-5, beta: float = 0.75, divide: bool = False
+) -> jax.Array:
+    """Local response normalization, the chapter's equation 14-2 (Krizhevsky et al. 2012, sec. 3.3).
+
+    ``b_i = a_i · (k + alpha · Σ_j a_j²)^(−beta)``, j from ``i − radius`` to ``i + radius``, within the depth.
+
+    Two conventions of alpha are about. With ``divide=False`` it multiplies the sum: the chapter
+    (radius 2, k 1, alpha 2e-5, beta 0.75: the defaults), the 2012 paper (n = 5 so radius 2, k 2, alpha 1e-4,
+    beta 0.75) and ``tf.nn.local_response_normalization``. With ``divide=True`` it is divided by the window
+    n = 2·radius + 1, at the borders too: Caffe and ``torch.nn.LocalResponseNorm``. So Caffe's alpha 1e-4 with
+    n = 5 is the chapter's 2e-5.
+
+    Args:
+        x: ``[..., c]``, float.
+        radius: neighbours on either side, in channels.
+        k: the constant that keeps the divisor from zero.
+        alpha: weight of the sum of squares.
+        beta: exponent.
+        divide: whether alpha is divided by 2·radius + 1.
+
+    Returns:
+        ``[..., c]`` in x's type, computed in float32 or better.
+
+    Raises:
+        ValueError: if the radius is negative.
+    """
+    if radius < 0:
+        raise ValueError(f"expected a radius ≥ 0 channels, got {radius}")
+    wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    channels = x.shape[-1]
+    padded = jnp.pad(jnp.square(wide), [(0, 0)] * (x.ndim - 1) + [(radius, radius)])
+    window = 2 * radius + 1
+    total = sum(padded[..., i : i + channels] for i in range(window))
+    weight = alpha / window if divide else alpha
+    return (wide * (k + weight * total) ** -beta).astype(x.dtype)
+
+
+class LocalResponseNorm(linen.Module):
+    """``local_response_norm`` as a named layer without parameters; the fields are its arguments."""
+
+    radius: int = 2
+    k: float = 1.0
+    alpha: float = 2e-5
+    beta: float = 0.75
+    divide: bool = False
+
+    def __call__(self, x: Array) -> jax.Array:
+        return local_response_norm(x, self.radius, self.k, self.alpha, self.beta, self.divide)

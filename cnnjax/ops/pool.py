@@ -1,0 +1,115 @@
+"""Pooling as pure functions: maximum and average over windows, over everything, and over depth.
+
+Inputs are channels last with 1, 2 or 3 spatial dimensions, ``[n, *spatial, c]``. As in Keras the stride is
+the window's size and the padding ``"VALID"`` unless told otherwise.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array as JaxArray
+from jax import lax
+
+from cnnjax.ops.window import Ints, Padding, Pads, check_fits, check_rank, explicit_pads, per_dim
+from cnnjax.types import Array
+
+
+def max_pool(x: Array, window: Ints, *, strides: Ints | None = None, padding: Padding = "VALID") -> JaxArray:
+    """Maximum over each window; padding never wins.
+
+    Args:
+        x: ``[n, *spatial, c]``, float or int.
+        window: size of the window, in pixels.
+        strides: step of the window, in pixels; the window's size if None.
+        padding: ``"SAME"``, ``"VALID"``, an int or ``(lo, hi)`` pairs, smaller than the window.
+
+    Returns:
+        ``[n, *out, c]`` in x's type.
+
+    Raises:
+        ValueError: rank, window or padding do not fit; both sides are named.
+    """
+    size, steps, pads = _geometry(x, window, strides, padding)
+    x = jnp.asarray(x)
+    lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    init = np.asarray(lowest, x.dtype)
+    return lax.reduce_window(x, init, lax.max, (1, *size, 1), (1, *steps, 1), ((0, 0), *pads, (0, 0)))
+
+
+def avg_pool(
+    x: Array,
+    window: Ints,
+    *,
+    strides: Ints | None = None,
+    padding: Padding = "VALID",
+    count_include_pad: bool = False,
+) -> JaxArray:
+    """Average over each window, summed in float32 or better.
+
+    Args:
+        x: ``[n, *spatial, c]``, float.
+        window: size of the window, in pixels.
+        strides: step of the window, in pixels; the window's size if None.
+        padding: ``"SAME"``, ``"VALID"``, an int or ``(lo, hi)`` pairs, smaller than the window.
+        count_include_pad: whether padded zeros count in the divisor: False as in TensorFlow, True as torch's
+            default (torchvision's Inception needs it).
+
+    Returns:
+        ``[n, *out, c]`` in x's type.
+
+    Raises:
+        ValueError: rank, window or padding do not fit; both sides are named.
+    """
+    size, steps, pads = _geometry(x, window, strides, padding)
+    x = jnp.asarray(x)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    total = _window_sum(wide, size, steps, pads)
+    if count_include_pad or not any(map(any, pads)):
+        return (total / math.prod(size)).astype(x.dtype)
+    ones = jnp.ones((1, *x.shape[1:-1], 1), wide.dtype)
+    return (total / _window_sum(ones, size, steps, pads)).astype(x.dtype)
+
+
+def global_avg_pool(x: Array, *, keepdims: bool = False) -> JaxArray:
+    """Average of each whole feature map, summed in float32 or better.
+
+    ``[n, *spatial, c]`` becomes ``[n, c]``, or ``[n, 1, ..., c]`` with ``keepdims``, in x's type. ValueError
+    unless there are 1, 2 or 3 spatial dimensions.
+    """
+    axes = tuple(range(1, check_rank(x) + 1))
+    x = jnp.asarray(x)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return x.mean(axes, dtype=wide, keepdims=keepdims).astype(x.dtype)
+
+
+def depth_max_pool(x: Array, size: int) -> JaxArray:
+    """Maximum over each group of ``size`` neighbouring channels (Fig. 14-10 of the chapter).
+
+    ``[..., c]`` becomes ``[..., c / size]``. ValueError if ``size`` does not divide the depth.
+    """
+    depth = x.shape[-1]
+    if size < 1 or depth % size:
+        raise ValueError(f"expected a depth stride that divides the depth {depth}, got {size}")
+    return jnp.asarray(x).reshape(*x.shape[:-1], depth // size, size).max(-1)
+
+
+def _geometry(
+    x: Array, window: Ints, strides: Ints | None, padding: Padding
+) -> tuple[tuple[int, ...], tuple[int, ...], Pads]:
+    """Window, strides and padding for each spatial dimension of x, checked."""
+    dims = check_rank(x)
+    size = per_dim(window, dims, "window")
+    steps = size if strides is None else per_dim(strides, dims, "strides")
+    pads = explicit_pads(padding, x.shape[1:-1], size, steps)
+    # A window wholly inside the padding has no maximum and no average.
+    if any(max(pair) >= k for pair, k in zip(pads, size, strict=True)):
+        raise ValueError(f"expected padding smaller than the window {size}, got {pads}")
+    check_fits(x.shape[1:-1], size, pads)
+    return size, steps, pads
+
+
+def _window_sum(x: JaxArray, size: tuple[int, ...], steps: tuple[int, ...], pads: Pads) -> JaxArray:
+    """Sum over each window, zeros outside."""
+    zero = np.zeros((), x.dtype)
+    return lax.reduce_window(x, zero, lax.add, (1, *size, 1), (1, *steps, 1), ((0, 0), *pads, (0, 0)))

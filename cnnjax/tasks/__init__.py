@@ -1,0 +1,1 @@
+"""One file per task: its loss, its evaluation, its predictions; the model is an argument."""

@@ -1,0 +1,300 @@
+"""Trains any model on any classification data set; by default a CNN on the scanned digits that ship with scikit-learn.
+
+    python experiments/classify.py                                          # digits: about 1 min on 2 CPU cores
+    python experiments/classify.py --dataset fashion_mnist                  # the chapter's network
+    python experiments/classify.py --dataset mnist --model lenet5           # LeNet-5 as in 1998
+    python experiments/classify.py --dataset path/to/folder                 # one sub-folder per class
+
+The figures to expect are in the README. Give ``--run-dir`` again to go on with a run that was stopped.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from cnnjax import fit, losses, models, optim, plot, report, sharding, train
+from cnnjax.data import augment, catalog, host, pipeline, sources
+from cnnjax.metrics import classification
+from cnnjax.tasks import classify
+from cnnjax.types import Array, Batch, Key, PyTree, UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train on what. A default of None is set by data set and model: see RECIPES in this file."""
+
+    dataset: str = "digits"
+    """digits, a tfds name (fashion_mnist, mnist, cifar10, …), or a folder with one sub-folder per class."""
+    data_dir: Path | None = None
+    """Where tfds data sets lie; default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    train_split: str | None = None
+    """tfds split syntax, e.g. train[:10%%]; None: the usual split."""
+    valid_split: str | None = None
+    """As train_split; picks the best checkpoint."""
+    test_split: str | None = None
+    """As train_split; looked at once, at the end."""
+    channels: Literal[1, 3] = 3
+    """What the images of a folder are converted to."""
+    image_size: int | None = None
+    """Pixels: the shorter side is brought to it, then the central square is cut. None: as they are."""
+    skip_corrupt: bool = False
+    """Read all images of a folder first and leave out those that cannot be read."""
+
+    model: str | None = None
+    """One of cnnjax.models.names()."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in; parameters are float32."""
+    epochs: int | None = None
+    """Passes over the training split."""
+    batch_size: int | None = None
+    """Images per step, over all devices."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd has momentum."""
+    learning_rate: float | None = None
+    """At its peak."""
+    schedule: Literal["cosine", "step", "inverse"] = "cosine"
+    """cosine to 0; step: a tenth at 50 % and 75 %; inverse: the chapter's rate / (1 + decay·t)."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up, with cosine."""
+    decay: float = 0.001
+    """Per step, with inverse."""
+    momentum: float = 0.9
+    """With sgd."""
+    weight_decay: float = 1e-4
+    """On kernels."""
+    clip_norm: float | None = None
+    """Global L2 norm that gradients are clipped to."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes, 0 … 1."""
+    ema_decay: float | None = None
+    """Per step; evaluates a moving average of the weights."""
+    accumulate: int = 1
+    """Compute a batch in so many parts: less memory."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    shift: float | None = None
+    """Pixels, at most, in each direction."""
+    rotate: float | None = None
+    """Degrees, at most, either way."""
+    zoom: float | None = None
+    """At most, as a fraction: 0.1 zooms by 0.9 … 1.1."""
+    flip: bool | None = None
+    """Mirror half of the images."""
+    brightness: float = 0.0
+    """At most, as a fraction."""
+    contrast: float = 0.0
+    """At most, as a fraction."""
+    cutout: int = 0
+    """Side of the square that is blanked, in pixels."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution that pairs of images are mixed with; 0: off."""
+
+    run_dir: Path | None = None
+    """Where results go; a new folder under runs/ if not given. Given again, the run goes on."""
+    seed: int = 0
+    """Of initial weights, order, augmentation and dropout."""
+    log_every: int = 10
+    """Steps between lines of training metrics."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints within an epoch; there is always one after each epoch."""
+    threads: int = 8
+    """That read images which do not fit in memory."""
+    workers: int = 0
+    """Processes that do so, each with its threads; 0: only threads."""
+    smoke: bool = False
+    """A few steps of everything, to see that it works."""
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {"model": "digits_cnn", "epochs": 40, "batch_size": 32, "shift": 0.7, "rotate": 10.0, "zoom": 0.1},
+    "fashion_mnist": {"epochs": 12, "shift": 2.0, "flip": True},
+    "mnist": {"epochs": 12, "shift": 2.0, "rotate": 10.0, "zoom": 0.1},
+    "photos": {"epochs": 30, "image_size": 64, "shift": 4.0, "rotate": 10.0, "zoom": 0.1, "flip": True},
+    "any": {
+        "model": "fashion_cnn",
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "shift": 0.0,
+        "rotate": 0.0,
+        "zoom": 0.0,
+        "flip": False,
+    },
+}
+# What may differ when a run is resumed: where things are and how they are read, not what is computed.
+FREE = ("run_dir", "data_dir", "threads", "workers", "checkpoint_every")
+IN_MEMORY_BYTES = 2**31
+SMOKE_EXAMPLES = 64
+
+
+def resolve(config: Config) -> Config:
+    """Fills what was left None from RECIPES, and checks what can be checked before any data is read."""
+    kind = config.dataset if config.dataset in RECIPES else "photos"
+    recipe = {**RECIPES["any"], "epochs": 10, **RECIPES[kind]}
+    config = replace(config, **{name: value for name, value in recipe.items() if getattr(config, name) is None})
+    if config.smoke:
+        config = replace(config, epochs=2, batch_size=16, log_every=1)
+    positive = ("epochs", "batch_size", "learning_rate", "accumulate", "log_every")
+    if bad := [name for name in positive if getattr(config, name) <= 0]:
+        raise UserError(f"{', '.join('--' + name.replace('_', '-') for name in bad)} must be above 0")
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(f"--label-smoothing must lie in 0 … 1, got {config.label_smoothing}")
+    if config.run_dir is None:
+        if jax.process_count() > 1:
+            raise UserError("give a run of several processes one --run-dir that all of them see")
+        name = f"{Path(config.dataset).name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
+        config = replace(config, run_dir=Path("runs") / name)
+    return config
+
+
+def load_data(config: Config) -> catalog.Splits:
+    """The splits of the data set: in memory, each image of the same shape, where they fit; else read as needed."""
+    texts = {part: getattr(config, f"{part}_split") for part in ("train", "valid", "test")}
+    splits = catalog.load(config.dataset, config.data_dir, texts, config.channels)
+    prepared = {part: _prepare(config, part, getattr(splits, part)) for part in texts}
+    return catalog.Splits(**prepared)
+
+
+def _prepare(config: Config, part: str, source: sources.Source) -> sources.Source:
+    if config.smoke:
+        few = np.random.default_rng(0).permutation(len(source))[:SMOKE_EXAMPLES]
+        source = sources.Subset(source, few)
+    if config.skip_corrupt:
+        source, errors = sources.readable(source)
+        for error in errors:
+            print(f"skipped: {error}")
+        print(f"{part}: {len(source)} images, {len(errors)} corrupt ones skipped")
+    if isinstance(source, sources.Arrays):
+        return source
+    side = config.image_size
+    pixels = side * side * 3 if side else source[0]["image"].size
+    fits = len(source) * pixels <= IN_MEMORY_BYTES
+    return sources.in_memory(source, host_transform(config)) if fits else source
+
+
+def host_transform(config: Config) -> host.Transform | None:
+    """What brings every image to one shape."""
+    return host.center_crop(config.image_size) if config.image_size else None
+
+
+def augmentation(config: Config, classes: int) -> Callable[[Key, Batch], Batch]:
+    """(key, batch of uint8 images) → batch of float images in 0 … 1, augmented as configured."""
+    ops: list[augment.Op] = []
+    if config.flip:
+        ops.append(augment.random_flip_left_right)
+    if config.shift or config.rotate or config.zoom:
+        limits = {"max_degrees": config.rotate, "max_change": config.zoom, "max_pixels": config.shift}
+        ops.append(partial(augment.random_affine, **limits))
+    if config.brightness:
+        ops.append(partial(augment.random_brightness, max_change=config.brightness))
+    if config.contrast:
+        ops.append(partial(augment.random_contrast, max_change=config.contrast))
+    if config.cutout:
+        ops.append(partial(augment.random_cutout, side=config.cutout))
+
+    def apply(key: Key, batch: Batch) -> Batch:
+        each, mixed = jax.random.split(key)
+        images = augment.per_example(augment.compose(*ops), each, classify.unit(batch["image"]))
+        if not config.mixup:
+            return {**batch, "image": images}
+        images, target = augment.mixup(mixed, images, jax.nn.one_hot(batch["label"], classes), config.mixup)
+        return {**batch, "image": images, "target": target}
+
+    return apply
+
+
+class Experiment(NamedTuple):
+    """Everything that ``build`` derives from a Config."""
+
+    model: Any
+    splits: catalog.Splits
+    loss: classify.ExampleLoss
+    plan: train.Plan
+    variables: PyTree
+
+
+def build(config: Config) -> Experiment:
+    """Model, data, plan and initial weights."""
+    splits = load_data(config)
+    classes = len(splits.train.classes)
+    model = models.create(config.model, num_classes=classes, dtype=jnp.dtype(config.dtype))
+    example = next(pipeline.eval_batches(splits.train, 1, transform=host_transform(config)))["image"]
+    try:
+        variables = jax.jit(model.init)(jax.random.key(config.seed), classify.unit(example))
+    except ValueError as error:
+        raise UserError(f"{config.model} cannot take the images of {config.dataset}: {error}") from error
+    # LeNet-5's output layer is a distance, with a loss of its own (its eq. 9); the others give logits.
+    loss = losses.rbf_map_loss if config.model == "lenet5" else classify.cross_entropy
+    per_epoch = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
+    plan = train.Plan(
+        loss_fn=classify.loss_fn(model, classify.smoothed(loss, config.label_smoothing)),
+        phases=(optim.Phase("train", config.epochs * per_epoch, ((".*", schedule(config, per_epoch)),)),),
+        optimizer=optim.adamw(config.weight_decay)
+        if config.optimizer == "adamw"
+        else optim.sgd(config.momentum, config.weight_decay),
+        steps_per_epoch=per_epoch,
+        seed=config.seed,
+        augment=augmentation(config, classes),
+        clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
+        ema_decay=config.ema_decay,
+        remat=config.remat,
+    )
+    return Experiment(model, splits, loss, plan, variables)
+
+
+def schedule(config: Config, per_epoch: int) -> Callable:
+    """The learning rate by step."""
+    steps = config.epochs * per_epoch
+    if config.schedule == "cosine":
+        warmup = min(round(config.warmup_epochs * per_epoch), steps // 2)
+        return optim.warmup_cosine(config.learning_rate, steps, warmup)
+    if config.schedule == "step":
+        return optim.step_decay(config.learning_rate, [steps // 2, steps * 3 // 4])
+    return optim.inverse_time_decay(config.learning_rate, config.decay)
+
+
+def main(config: Config) -> dict[str, float]:
+    """Trains, evaluates the test split once, writes the report; returns the summary."""
+    sharding.start()
+    config = resolve(config)
+    mesh = sharding.make_mesh()
+    sharding.check_batch(config.batch_size, mesh, config.accumulate)
+    experiment = build(config)
+    splits, plan, transform = experiment.splits, experiment.plan, host_transform(config)
+    facts = {part: len(getattr(splits, part)) for part in ("train", "valid", "test")}
+    run = report.Run(config.run_dir, config, {**facts, "classes": list(splits.train.classes)}, FREE)
+    eval_step = train.make_eval_step(classify.eval_fn(experiment.model, classify.unit, experiment.loss), mesh)
+    load = partial(pipeline.eval_batches, batch_size=config.batch_size, transform=transform, threads=config.threads)
+    batches = partial(
+        pipeline.train_batches,
+        splits.train,
+        config.batch_size,
+        config.seed,
+        transform=transform,
+        threads=config.threads,
+        workers=config.workers,
+    )
+    settings = fit.Settings(config.batch_size, config.log_every, config.checkpoint_every)
+    started = time.perf_counter()
+    for epoch in fit.epochs(plan, experiment.variables, batches, mesh, run, settings):
+        totals = train.evaluate(eval_step, epoch.variables, load(splits.valid), mesh)
+        scores = classification.figures(totals, "valid/")
+        epoch.report(scores, best="valid/accuracy")
+    seconds = time.perf_counter() - started
+    totals = train.evaluate(eval_step, epoch.variables, load(splits.test), mesh)
+    summary = {**classification.figures(totals, "test/"), **scores, "steps": plan.total_steps}
+    run.finish(summary)
+    return summary
+
+
+if __name__ == "__main__":
+    report.main(lambda: main(tyro.cli(Config)))

@@ -23,7 +23,7 @@ def checksums(tree: PyTree) -> dict[str, int]:
     """CRC-32 of the bytes of every leaf, by path: what tells a damaged checkpoint from a good one."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     host = {jax.tree_util.keystr(path): np.ascontiguousarray(_local(leaf)) for path, leaf in leaves}
-    return {path: zlib.crc32(array.reshape(-1).view(np.uint8)) for path, array in host.items()}
+    return {path: zlib.crc32(memoryview(array.reshape(-1).view(np.uint8))) for path, array in host.items()}
 
 
 def _local(leaf: Any) -> np.ndarray:

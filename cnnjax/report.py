@@ -53,6 +53,7 @@ class Run:
         self.config = {**as_dict(config), "facts": dict(facts)}
         self.writes = jax.process_index() == 0
         self._stack = contextlib.ExitStack()
+        self._metrics: Any = None
         self._tensorboard: Any = None
         if self.writes:
             try:
@@ -61,7 +62,6 @@ class Run:
                 self._check_config(free)
             except OSError as error:
                 raise UserError(f"cannot write the run folder {directory}: {error.strerror}") from error
-        self._metrics: Any = None
 
     def _lock(self) -> None:
         file = self._stack.enter_context((self.dir / ".lock").open("w"))
@@ -135,7 +135,10 @@ class Run:
         if self.writes:
             write_json(self.dir / "summary.json", dict(summary))
 
-    def close(self) -> None:
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Closes the files and gives up the lock."""
         self._stack.close()
 

@@ -118,7 +118,8 @@ def _frozen_in_inference_mode(frozen: frozenset[str]) -> Callable:
     return intercept
 
 
-def _save_products(prim: Any, *_: Any, **__: Any) -> bool:
+def save_products(prim: Any, *_: Any, **__: Any) -> bool:
+    """Checkpoint policy of ``Plan.remat``: keep what is dear to compute, results of convolutions and products."""
     return prim.name in ("conv_general_dilated", "dot_general")
 
 
@@ -135,7 +136,7 @@ def _gradient(plan: Plan, rules: tuple[optim.Rule, ...]) -> Callable:
             with linen.intercept_methods(intercept):
                 return plan.loss_fn(variables, batch, key)
 
-        loss = jax.checkpoint(loss, policy=_save_products) if plan.remat else loss
+        loss = jax.checkpoint(loss, policy=save_products) if plan.remat else loss
         (value, (new_state, sums)), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
         return grads, value, {**model_state, **new_state}, sums
 
@@ -187,8 +188,9 @@ def make_train_step(plan: Plan, phase: optim.Phase, params: PyTree, mesh: Mesh) 
         updates, opt_state = tx.update(grads, state.opt_state, trainable)
         params = optim.unflatten(optax.apply_updates(trainable, updates) | frozen)
         ema = state.ema if plan.ema_decay is None else _average(plan.ema_decay, state.ema, params, model_state)
-        norm = optax.global_norm(grads)
-        metrics = {**sums, "mean_loss": loss, "grad_norm": norm, "finite": jnp.isfinite(loss) & jnp.isfinite(norm)}
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+        metrics = {**sums, "mean_loss": loss, "grad_norm": norm, "finite": finite}
         return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
 
     whole, rows = sharding.replicated(mesh), sharding.split_rows(mesh)
@@ -217,7 +219,7 @@ def _widen(x: Array) -> np.ndarray:
 
 
 class NonFiniteError(UserError):
-    """The loss or the gradient became inf or nan."""
+    """The loss, the gradient or the update became inf or nan."""
 
 
 @dataclass

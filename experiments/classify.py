@@ -9,7 +9,7 @@ The figures to expect are in the README. Give ``--run-dir`` again to go on with 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from cnnjax import fit, losses, models, optim, plot, report, sharding, train
 from cnnjax.data import augment, catalog, host, pipeline, sources
 from cnnjax.metrics import classification
 from cnnjax.tasks import classify
-from cnnjax.types import Array, Batch, Key, PyTree, UserError
+from cnnjax.types import Batch, Key, PyTree, UserError
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,13 @@ class Config:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"model": "digits_cnn", "epochs": 40, "batch_size": 32, "shift": 0.7, "rotate": 10.0, "zoom": 0.1},
-    "fashion_mnist": {"epochs": 12, "shift": 2.0, "flip": True},
+    "fashion_mnist": {"epochs": 10, "shift": 2.0, "flip": True},
     "mnist": {"epochs": 12, "shift": 2.0, "rotate": 10.0, "zoom": 0.1},
     "photos": {"epochs": 30, "image_size": 64, "shift": 4.0, "rotate": 10.0, "zoom": 0.1, "flip": True},
+    "cifar10": {"epochs": 30, "shift": 4.0, "flip": True},
     "any": {
         "model": "fashion_cnn",
+        "epochs": 10,
         "batch_size": 64,
         "learning_rate": 1e-3,
         "shift": 0.0,
@@ -137,8 +139,8 @@ SMOKE_EXAMPLES = 64
 
 def resolve(config: Config) -> Config:
     """Fills what was left None from RECIPES, and checks what can be checked before any data is read."""
-    kind = config.dataset if config.dataset in RECIPES else "photos"
-    recipe = {**RECIPES["any"], "epochs": 10, **RECIPES[kind]}
+    photos = config.dataset == "tf_flowers" or catalog.is_folder(config.dataset)
+    recipe = {**RECIPES["any"], **RECIPES.get("photos" if photos else config.dataset, {})}
     config = replace(config, **{name: value for name, value in recipe.items() if getattr(config, name) is None})
     if config.smoke:
         config = replace(config, epochs=2, batch_size=16, log_every=1)
@@ -226,9 +228,11 @@ def build(config: Config) -> Experiment:
     splits = load_data(config)
     classes = len(splits.train.classes)
     model = models.create(config.model, num_classes=classes, dtype=jnp.dtype(config.dtype))
-    example = next(pipeline.eval_batches(splits.train, 1, transform=host_transform(config)))["image"]
+    shape_fixed = host_transform(config)
+    image = splits.train[0]["image"]
+    image = image if shape_fixed is None else shape_fixed(image)
     try:
-        variables = jax.jit(model.init)(jax.random.key(config.seed), classify.unit(example))
+        variables = jax.jit(model.init)(jax.random.key(config.seed), classify.unit(image[None]))
     except ValueError as error:
         raise UserError(f"{config.model} cannot take the images of {config.dataset}: {error}") from error
     # LeNet-5's output layer is a distance, with a loss of its own (its eq. 9); the others give logits.
@@ -263,37 +267,99 @@ def schedule(config: Config, per_epoch: int) -> Callable:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Trains, evaluates the test split once, writes the report; returns the summary."""
+    """Trains, looks at the test split once, writes the report; returns the summary."""
     sharding.start()
     config = resolve(config)
     mesh = sharding.make_mesh()
     sharding.check_batch(config.batch_size, mesh, config.accumulate)
     experiment = build(config)
-    splits, plan, transform = experiment.splits, experiment.plan, host_transform(config)
-    facts = {part: len(getattr(splits, part)) for part in ("train", "valid", "test")}
-    run = report.Run(config.run_dir, config, {**facts, "classes": list(splits.train.classes)}, FREE)
-    eval_step = train.make_eval_step(classify.eval_fn(experiment.model, classify.unit, experiment.loss), mesh)
-    load = partial(pipeline.eval_batches, batch_size=config.batch_size, transform=transform, threads=config.threads)
-    batches = partial(
-        pipeline.train_batches,
-        splits.train,
-        config.batch_size,
-        config.seed,
-        transform=transform,
-        threads=config.threads,
-        workers=config.workers,
-    )
-    settings = fit.Settings(config.batch_size, config.log_every, config.checkpoint_every)
-    started = time.perf_counter()
-    for epoch in fit.epochs(plan, experiment.variables, batches, mesh, run, settings):
-        totals = train.evaluate(eval_step, epoch.variables, load(splits.valid), mesh)
-        scores = classification.figures(totals, "valid/")
-        epoch.report(scores, best="valid/accuracy")
-    seconds = time.perf_counter() - started
-    totals = train.evaluate(eval_step, epoch.variables, load(splits.test), mesh)
-    summary = {**classification.figures(totals, "test/"), **scores, "steps": plan.total_steps}
-    run.finish(summary)
+    facts = {part: len(source) for part, source in vars(experiment.splits).items()}
+    facts = {**facts, "classes": list(experiment.splits.train.classes)}
+    with report.Run(config.run_dir, config, facts, FREE) as run:
+        started = time.perf_counter()
+        variables, scores = fit_model(config, experiment, mesh, run)
+        seconds = time.perf_counter() - started
+        totals, probabilities = test(config, experiment, variables, mesh)
+        summary = {**classification.figures(totals, "test/"), **scores, "steps": experiment.plan.total_steps}
+        run.finish(summary)
+        if run.writes:
+            pictures(run, experiment.splits.test, variables, totals["confusion"], probabilities, config)
+        conclude(config, experiment, summary, totals["confusion"], seconds)
     return summary
+
+
+def fit_model(
+    config: Config, experiment: Experiment, mesh: jax.sharding.Mesh, run: report.Run
+) -> tuple[PyTree, dict[str, float]]:
+    """Trains to the end; returns the final variables and their validation scores."""
+    splits, transform = experiment.splits, host_transform(config)
+    reading = {"transform": transform, "threads": config.threads}
+    batches = partial(
+        pipeline.train_batches, splits.train, config.batch_size, config.seed, workers=config.workers, **reading
+    )
+    eval_step = train.make_eval_step(classify.eval_fn(experiment.model, classify.unit, experiment.loss), mesh)
+    settings = fit.Settings(config.batch_size, config.log_every, config.checkpoint_every)
+    for epoch in fit.epochs(experiment.plan, experiment.variables, batches, mesh, run, settings):
+        valid = pipeline.eval_batches(splits.valid, config.batch_size, **reading)
+        scores = classification.figures(train.evaluate(eval_step, epoch.variables, valid, mesh), "valid/")
+        epoch.report(scores, best="valid/accuracy")
+        variables = epoch.variables
+    return variables, scores
+
+
+def test(
+    config: Config, experiment: Experiment, variables: PyTree, mesh: jax.sharding.Mesh
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Sums over the test split, and the probabilities [n, classes] of its examples."""
+    reading = {"transform": host_transform(config), "threads": config.threads}
+    batches = partial(pipeline.eval_batches, experiment.splits.test, config.batch_size, **reading)
+    eval_step = train.make_eval_step(classify.eval_fn(experiment.model, classify.unit, experiment.loss), mesh)
+    predict = train.make_eval_step(classify.predict_fn(experiment.model, classify.unit), mesh)
+    totals = train.evaluate(eval_step, variables, batches(), mesh)
+    chunks = [np.asarray(predict(variables, sharding.shard_batch(batch, mesh))) for batch in batches()]
+    return totals, np.concatenate(chunks)[: len(experiment.splits.test)]
+
+
+def pictures(
+    run: report.Run,
+    source: sources.Source,
+    variables: PyTree,
+    matrix: np.ndarray,
+    probabilities: np.ndarray,
+    config: Config,
+) -> None:
+    """curves.png, confusion.png, mistakes.png and filters.png in the run folder."""
+    plot.save(plot.curves(run.records()), run.dir / "curves.png")
+    plot.save(plot.confusion(matrix, source.classes), run.dir / "confusion.png")
+    true = np.array([source[i]["label"] for i in range(len(source))])
+    predicted = probabilities.argmax(-1)
+    wrong = np.flatnonzero(true != predicted)
+    worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:25]
+    transform = host_transform(config) or (lambda image: image)
+    images = [transform(source[int(i)]["image"]) for i in worst]
+    figure = plot.mistakes(images, true[worst], predicted[worst], probabilities[worst], source.classes)
+    plot.save(figure, run.dir / "mistakes.png")
+    kernels = [leaf for leaf in optim.flatten(variables["params"]).values() if leaf.ndim == 4]
+    first = next((kernel for kernel in kernels if kernel.shape[2] in (1, 3) and kernel.shape[0] > 1), None)
+    if first is not None:
+        plot.save(plot.filters(np.asarray(first)), run.dir / "filters.png")
+
+
+def conclude(
+    config: Config, experiment: Experiment, summary: dict[str, float], matrix: np.ndarray, seconds: float
+) -> None:
+    """The closing tables."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(experiment.variables["params"]))
+    if len(matrix) <= 20:
+        report.table("test split, by class", classification.per_class(matrix, experiment.splits.test.classes))
+    facts = {
+        "model": f"{config.model}, {parameters:,} parameters",
+        "data": f"{config.dataset}, {len(experiment.splits.train):,} training images",
+        "trained in": f"{seconds:.0f} s",
+        "test accuracy": f"{summary['test/accuracy']:.2%} of {int(matrix.sum()):,} images",
+        "results in": str(config.run_dir),
+    }
+    report.table("result", [{"": name, " ": value} for name, value in facts.items()])
 
 
 if __name__ == "__main__":

@@ -189,10 +189,13 @@ def test_random_affine_parameters_stay_in_their_range():
     assert 1.23 < zoomed.max() < 1.251
 
 
-def test_random_cutout_covers_at_most_the_square_and_every_pixel_sometimes():
-    hidden = _many(partial(augment.random_cutout, side=4), np.ones((6, 7, 1), np.float32))[..., 0] == 0
-    assert hidden.sum((1, 2)).max() == 16
-    assert hidden.any(0).all()
+def test_random_cutout_centres_its_square_on_every_pixel_alike():
+    image = np.ones((6, 7, 1), np.float32)
+    hidden = _many(partial(augment.random_cutout, side=3), image, n=4000)[..., 0] == 0
+    assert hidden.sum((1, 2)).max() == 9
+    # A pixel is hidden by the centres within one pixel of it: 4 of the 42 at a corner, 9 inside.
+    centres = np.outer([2, 3, 3, 3, 3, 2], [2, 3, 3, 3, 3, 3, 2])
+    np.testing.assert_allclose(hidden.mean(0), centres / 42, atol=0.03)
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -241,7 +244,7 @@ def test_mix_and_mixup():
     # Each image keeps the labels of exactly the two images it is made of.
     np.testing.assert_allclose(images, np.einsum("nm,mhwc->nhwc", mixed, BATCH), atol=1e-6)
 
-    gradient = jax.grad(lambda x: augment.mixup(jax.random.key(0), x, labels, 0.4)[0].sum())(BATCH)
+    gradient = jax.grad(lambda x: augment.mix(x, labels, weight)[0].sum())(BATCH)
     np.testing.assert_allclose(gradient[:, 0, 0, 0], weight + 1 - np.roll(weight, -1), atol=1e-6)
 
 

@@ -1,6 +1,7 @@
 """Data sets by name: ``digits`` (embedded), any tensorflow-datasets name, or a folder of images."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from cnnjax.data import host
 from cnnjax.data.sources import Arrays, Folder, Source, Subset, Tfds
 from cnnjax.types import UserError
 
@@ -40,7 +42,8 @@ def load(name: str, data_dir: Path | None = None, splits: Mapping[str, str] | No
     """Opens a data set.
 
     Args:
-      name: ``digits``, a tfds name (``fashion_mnist``, …), or the path of a folder of images.
+      name: ``digits``, a tfds name (``fashion_mnist``, ``emnist/balanced``, ``mnist:3.0.1``, …), or the path of a
+        folder of images.
       data_dir: where tfds data sets lie; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
       splits: tfds split syntax for any of train, valid, test, in place of the usual ones.
       channels: what the images of a folder are converted to, 1 or 3.
@@ -49,19 +52,22 @@ def load(name: str, data_dir: Path | None = None, splits: Mapping[str, str] | No
       UserError: unknown name, data set not (or half) prepared, a bad split, a bad folder.
     """
     chosen = {part: text for part, text in (splits or {}).items() if text}
-    if chosen and (name == "digits" or _is_folder(name)):
+    if chosen and (name == "digits" or is_folder(name)):
         raise UserError(f"{name} has fixed splits; {sorted(chosen)} can be chosen for tfds data sets only")
     if name == "digits":
         return digits()
-    if _is_folder(name):
-        return folder(Path(name), channels)
+    if is_folder(name):
+        return folder(Path(name).expanduser(), channels)
     directory = data_dir or Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-    texts = {**TFDS.get(name, OTHER_TFDS), **chosen}
+    texts = {**TFDS.get(_base(name), OTHER_TFDS), **chosen}
     return Splits(**{part: tfds_split(name, text, directory) for part, text in texts.items()})
 
 
-def _is_folder(name: str) -> bool:
-    return os.sep in name or Path(name).is_dir()
+def is_folder(name: str) -> bool:
+    """Whether a data set's name is a path: of a folder that exists, or with a separator but no tfds name before it."""
+    if not name or name == "digits" or _base(name) in TFDS:
+        return False
+    return Path(name).expanduser().is_dir() or (os.sep in name and _base(name) not in _tfds_names())
 
 
 def digits() -> Splits:
@@ -90,8 +96,13 @@ def folder(root: Path, channels: int = 3) -> Splits:
     """A folder with one sub-folder per class, or with ``train``, ``test`` (and ``valid`` or ``val``) of such.
 
     What is not given is cut off stratified, reproducibly: 15 % for test, then 15 % of the rest for validation.
+
+    Raises:
+      UserError: see ``Folder.open``; a test or validation folder without a train folder; too few images to cut.
     """
-    named = {part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in _PARTS.items()}
+    named = {part: next((root / n for n in names if _has_folders(root / n)), None) for part, names in _PARTS.items()}
+    if named["train"] is None and (others := [path.name for path in named.values() if path]):
+        raise UserError(f"{root}: it has {' and '.join(others)} but no folder train with a sub-folder for each class")
     whole = Folder.open(named["train"] or root, channels)
     given = {
         part: Folder.open(path, channels, whole.classes) for part, path in named.items() if path and part != "train"
@@ -100,10 +111,7 @@ def folder(root: Path, channels: int = 3) -> Splits:
     parts: dict[str, Source] = dict(given)
     for part in ("test", "valid"):
         if part not in given:
-            try:
-                kept, cut = _stratified(whole.labels[train], 0.15)
-            except ValueError as error:
-                raise UserError(f"{root}: too few images to cut off a {part} split ({error})") from error
+            kept, cut = _cut(whole, train, part)
             train, parts[part] = train[kept], Subset(whole, train[cut])
     return Splits(train=Subset(whole, train), **parts)
 
@@ -111,43 +119,101 @@ def folder(root: Path, channels: int = 3) -> Splits:
 _PARTS = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
 
 
+def _has_folders(path: Path) -> bool:
+    # A folder called train may also be a class, of vehicles for example: then images lie in it.
+    return path.is_dir() and any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
+
+
+def _cut(whole: Folder, indices: np.ndarray, part: str) -> list[np.ndarray]:
+    labels = whole.labels[indices]
+    try:
+        return _stratified(labels, 0.15)
+    except ValueError as error:
+        counts = np.bincount(labels, minlength=len(whole.classes))
+        fewest = int(counts.argmin())
+        raise UserError(
+            f"too few images to cut a {part} split off the {len(indices)} in {len(counts)} classes, the fewest being "
+            f"{counts[fewest]} of {whole.classes[fewest]!r}: add images, or make folders train, valid and test"
+        ) from error
+
+
 def tfds_split(name: str, split: str, directory: Path) -> Tfds:
     """One split of a data set that tensorflow-datasets prepared as array_record; read without TensorFlow."""
     import tensorflow_datasets as tfds  # costs half a second, and only this needs it
 
-    try:
-        builder = tfds.builder(name, data_dir=directory)
-    except tfds.core.registered.DatasetNotFoundError as error:
-        near = get_close_matches(name, ["digits", *tfds.list_builders()], 3) or ["digits", *TFDS]
-        raise UserError(
-            f"unknown data set {name!r}: did you mean {', '.join(near)}, or the path of a folder?"
-        ) from error
-    _check_prepared(builder, name, directory)
+    builder = _builder(name, directory)
     features = builder.info.features
-    if "image" not in features or "label" not in features or features["image"].shape[-1] not in (1, 3):
+    kinds = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = kinds.get("image"), kinds.get("label")
+    if not (
+        isinstance(image, tfds.features.Image)
+        and isinstance(label, tfds.features.ClassLabel)
+        and image.np_dtype == np.uint8
+        and image.shape[-1] in host.MODES
+    ):
         raise UserError(
-            f"{name} has no image and label with 1 or 3 channels to classify; it has {features}".replace("\n", " ")
+            f"{name} has no uint8 image with 1 or 3 channels and class label: it has {' '.join(repr(features).split())}"
         )
     try:
+        if not builder.info.splits[split].num_examples:
+            raise UserError(f"{name}, split {split!r}: no examples in it")
         records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"{name}, split {split!r}: {' '.join(str(error).split())}") from error
-    if not len(records):
-        raise UserError(f"{name}, split {split!r}: no examples in it")
-    return Tfds(records, tuple(features["label"].names), features["image"].shape[-1], f"{name} {split}")
+    return Tfds(records, tuple(label.names), image.shape[-1], f"{name} {split}")
 
 
-def _check_prepared(builder: Any, name: str, directory: Path) -> None:
-    cure = f"run `python -m cnnjax.data.prepare {name} --data-dir {directory}` (it needs `pip install cnnjax[prepare]`)"
-    if not builder.is_prepared():
-        raise UserError(f"{name} is not prepared in {directory}: {cure}, or give another --data-dir")
-    if builder.info.file_format.value != "array_record":
-        raise UserError(
-            f"{name} in {directory} is stored as {builder.info.file_format.value}, not array_record: {cure}"
-        )
+def _builder(name: str, directory: Path) -> Any:
+    """Opens what lies on the disk, complete; the data set's own code, which may need TensorFlow, is not run."""
+    import tensorflow_datasets as tfds
+
+    folder, prepare = directory / _base(name), _prepare_command(name, directory)
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=directory)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        _check_known(name)
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        first = f"{folder} holds only {found}; if that is incomplete delete it, then " if found else ""
+        cure = f"{first}run {prepare}, or give another --data-dir"
+        raise UserError(f"{name} is not prepared in {directory}: {cure}") from error
+    # For damaged metadata tfds raises errors of its own, of protobuf and of json.
+    except Exception as error:
+        _check_known(name)
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name} in {directory} is damaged ({reason}): delete {folder}, then run {prepare}") from error
+    if builder.name != _base(name):
+        _check_known(name)  # tfds takes MNIST for mnist, this catalog does not
+    _check_files(builder, name, directory)
+    return builder
+
+
+def _check_files(builder: Any, name: str, directory: Path) -> None:
+    again = f"delete {builder.data_path}, then run {_prepare_command(name, directory)}"
+    form = builder.info.file_format.value
+    if form != "array_record":
+        raise UserError(f"{name} in {directory} is stored as {form}, not array_record: {again}")
     files = [Path(path) for split in builder.info.splits.values() for path in split.filepaths]
     missing = [path.name for path in files if not path.is_file() or not path.stat().st_size]
     if missing:
-        raise UserError(
-            f"{name} in {directory} is half prepared, missing {missing[:3]}: delete {builder.data_path}, then {cure}"
-        )
+        raise UserError(f"{name} in {directory} is half prepared, missing or empty are {missing[:3]}: {again}")
+
+
+def _prepare_command(name: str, directory: Path) -> str:
+    return f"`python -m cnnjax.data.prepare {name} --data-dir {directory}` (it needs `pip install cnnjax[prepare]`)"
+
+
+def _base(name: str) -> str:
+    return name.split(":")[0].split("/")[0]
+
+
+def _tfds_names() -> list[str]:
+    import tensorflow_datasets as tfds
+
+    return tfds.list_builders(with_community_datasets=False)
+
+
+def _check_known(name: str) -> None:
+    names = ["digits", *_tfds_names()]
+    if _base(name) not in names or not re.fullmatch(r"[\w/:.]+", name):
+        near = get_close_matches(name.lower(), names, 3) or ["digits", *TFDS]
+        raise UserError(f"unknown data set {name!r}: did you mean {', '.join(near)}, or the path of a folder?")

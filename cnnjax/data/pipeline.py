@@ -20,15 +20,17 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     """Full batches in one pass; the rest of a permutation is left out, another rest each epoch.
 
     Raises:
-      UserError: there are fewer examples than one batch.
+      UserError: there are fewer examples than one batch, or the batch is empty.
     """
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: must be at least 1")
     if examples < batch_size:
         raise UserError(f"batch size {batch_size} is larger than the training set of {examples} images")
     return examples // batch_size
 
 
 def order(examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of ``examples`` that epoch ``epoch`` visits."""
+    """The permutation of ``examples`` that epoch ``epoch`` visits; ``seed`` is not negative."""
     return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
@@ -38,6 +40,7 @@ class _Positions:
     def __init__(self, examples: int, batch_size: int, seed: int) -> None:
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.per_epoch = steps_per_epoch(examples, batch_size)
+        self.rows = sharding.local_rows(batch_size)  # here: a worker process does not know which host it is on
         self.latest = (-1, np.empty(0, np.int64))
 
     def __call__(self, step: int) -> np.ndarray:
@@ -47,7 +50,7 @@ class _Positions:
             permutation = order(self.examples, self.seed, epoch)
             self.latest = (epoch, permutation)
         rows = permutation[index * self.batch_size : (index + 1) * self.batch_size]
-        return rows[sharding.local_rows(self.batch_size)]
+        return rows[self.rows]
 
 
 def train_batches(
@@ -67,7 +70,14 @@ def train_batches(
       transform: host transform of one image; not used for ``Arrays``, which have it behind them.
       threads: that read and decode, in each worker.
       workers: processes beside this one; 0 keeps everything in threads.
+
+    Raises:
+      UserError: at once for a batch larger than the source or a negative number; later, from the iterator, for images
+        that cannot be read or differ in shape.
     """
+    numbers = {"seed": seed, "start": start, "threads": threads, "workers": workers}
+    if negative := [f"{name} {value}" for name, value in numbers.items() if value < 0]:
+        raise UserError(f"{', '.join(negative)}: must not be negative")
     positions = _Positions(len(source), batch_size, seed)
     if isinstance(source, Arrays):
         return _indexed(source, positions, start)
@@ -86,6 +96,8 @@ def _indexed(source: Arrays, positions: _Positions, start: int) -> Iterator[Batc
 def _load(source: Source, indices: np.ndarray, transform: Transform | None) -> dict[str, np.ndarray]:
     examples = [source[int(index)] for index in indices]
     images = [example["image"] if transform is None else transform(example["image"]) for example in examples]
+    if len(shapes := {image.shape for image in images}) > 1:
+        raise UserError(f"images of different shapes, such as {sorted(shapes)[:3]}: give a size to bring them to")
     return {"image": np.stack(images), "label": np.array([example["label"] for example in examples], np.int32)}
 
 

@@ -31,13 +31,18 @@ def prepare(name: str, data_dir: Path) -> None:
     """Prepares ``name`` under ``data_dir`` as array_record, which can be read at random and without TensorFlow.
 
     Raises:
-      UserError: TensorFlow is not installed, or the download failed.
+      UserError: TensorFlow is not installed, the name is unknown, or tfds failed (download, disk, other format).
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError("preparing a data set needs TensorFlow: pip install cnnjax[prepare]")
     import tensorflow_datasets as tfds
 
-    tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
+    try:
+        tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
+    # Downloads, extraction and the data sets' own code raise whatever they like.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        raise UserError(f"preparing {name} in {data_dir} failed ({reason})") from error
 
 
 if __name__ == "__main__":
@@ -45,4 +50,5 @@ if __name__ == "__main__":
     try:
         prepare(config.name, config.data_dir)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

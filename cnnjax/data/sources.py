@@ -1,5 +1,6 @@
 """Sources: random access to labelled images, ``source[i] → {"image": uint8 [h, w, c], "label": int}``."""
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -94,10 +95,10 @@ class Folder:
     """Image files under one sub-folder per class; read when asked for.
 
     Attributes:
-      paths: of the images, sorted.
+      paths: of the images, by class and sorted; hidden files and folders are left out.
       labels: int32 [n].
       classes: names of the sub-folders, sorted.
-      channels: 1 or 3; files are converted.
+      channels: 1 or 3; files are converted, and turned as their EXIF orientation says.
     """
 
     paths: tuple[Path, ...]
@@ -113,16 +114,20 @@ class Folder:
           classes: the class names to expect, e.g. those of the training folder.
 
         Raises:
-          UserError: no folder, no class folders, a class folder without images, or other classes than expected.
+          UserError: no folder, fewer than two class folders, one without images, or other classes than expected.
         """
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; expected one with a sub-folder of images for each class")
         found = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
         if not found:
             raise UserError(f"{root}: no class folders in it; expected one sub-folder of images for each class")
+        if len(found) == 1:
+            inner = root / found[0]
+            hint = f"; did you mean {inner}?" if any(p.is_dir() for p in inner.iterdir()) else ""
+            raise UserError(f"{root}: {found[0]!r} is its only class folder; a classifier needs two or more{hint}")
         if classes is not None and tuple(classes) != found:
             raise UserError(f"{root}: its classes {list(found)} are not those of the training set {list(classes)}")
-        files = [sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES) for name in found]
+        files = [_images_below(root / name) for name in found]
         empty = [name for name, paths in zip(found, files, strict=True) if not paths]
         if empty:
             raise UserError(f"{root}: no images in class folder(s) {empty}: add some, or remove the folder(s)")
@@ -133,8 +138,16 @@ class Folder:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = host.decode(self.paths[index], self.channels)
+        image = host.decode(self.paths[index], self.channels, self.paths[index], upright=True)
         return {"image": image, "label": int(self.labels[index])}
+
+
+def _images_below(root: Path) -> list[Path]:
+    found = []
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        found += [Path(folder, name) for name in files if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,8 @@ class Tfds:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} examples, no example {index}")
         record = self._fetch(lambda: self.records[index])
         name = f"{self.name}, example {index}"
         return {"image": host.decode(record["image"], self.channels, name), "label": int(record["label"])}
@@ -175,10 +190,16 @@ def _read(source: Source, index: int) -> tuple[dict[str, Any] | None, str]:
 
 
 def readable(source: Source) -> tuple[Source, list[str]]:
-    """Decodes everything once; returns what can be read, and the errors of what cannot."""
+    """Decodes everything once; returns what can be read, and the errors of what cannot.
+
+    Raises:
+      UserError: nothing can be read.
+    """
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
         errors = list(pool.map(lambda index: _read(source, index)[1], range(len(source))))
     good = np.flatnonzero([not error for error in errors])
+    if not len(good):
+        raise UserError(f"none of the {len(source)} images can be read{f', such as {errors[0]}' if errors else ''}")
     return (source if len(good) == len(source) else Subset(source, good)), [error for error in errors if error]
 
 
@@ -190,8 +211,10 @@ def in_memory(source: Source, transform: host.Transform | None = None) -> Arrays
 
     Raises:
       CorruptImageError: counting the files that cannot be read and naming the first.
-      UserError: the images differ in shape (and there is no transform).
+      UserError: there is none, or the images differ in shape (and there is no transform).
     """
+    if not len(source):
+        raise UserError("there are no images to read")
 
     def read(index: int) -> tuple[dict[str, Any] | None, str]:
         example, error = _read(source, index)

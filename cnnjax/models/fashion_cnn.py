@@ -38,8 +38,9 @@ class FashionCNN(linen.Module):
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head)
     and the endpoints conv1, pool1, conv2a, conv2b, pool2, conv3a, conv3b, pool3 ``[n, h, w, maps]``,
     dense1 ``[n, 128]``, dense2 ``[n, 64]``, each after its ReLU and before dropout. In training it needs the
-    key ``rngs={"dropout": key}``. ``width`` is the number of maps of conv1, ``dropout`` the probability that a unit is dropped, ``dtype`` the type
-    computed in (None: float32). ValueError for smaller images.
+    key ``rngs={"dropout": key}``. ``width`` is the number of maps of conv1, ``dropout`` the
+    probability that a unit is dropped, ``dtype`` the type computed in (None: float32). ValueError for smaller
+    images.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (28, 28, 1)

@@ -1,0 +1,342 @@
+"""Data sets by name: the digits, prepared tfds data sets (real ones), folders of images, and what can be wrong."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from cnnjax.data import catalog, host, prepare, sources
+from cnnjax.types import UserError
+
+COUNTS = {
+    "fashion_mnist": (55000, 5000, 10000),
+    "mnist": (55000, 5000, 10000),
+    "tf_flowers": (2752, 551, 367),
+}
+FLOWERS = ("dandelion", "daisy", "tulips", "sunflowers", "roses")
+
+
+@pytest.fixture
+def tfds_dir(shared: Path) -> Path:
+    return shared / "data" / "tfds"
+
+
+@pytest.fixture
+def mnist_copy(tfds_dir: Path, tmp_path: Path) -> Path:
+    """A copy of mnist that a test may damage; the folder with its files."""
+    copy = tmp_path / "mnist" / "3.0.1"
+    copy.mkdir(parents=True)
+    for path in (tfds_dir / "mnist" / "3.0.1").iterdir():
+        shutil.copyfile(path, copy / path.name)
+    return copy
+
+
+def python(code: str, **environment: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment).stdout
+
+
+def test_digits_are_sklearns_values_spread_over_a_byte():
+    data = load_digits()
+    splits = catalog.digits()
+    parts = [splits.train, splits.valid, splits.test]
+    images = np.concatenate([part.images for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    assert images.shape == (1797, 8, 8, 1)
+    assert len(splits.test) == 360
+    assert len(splits.valid) == 144
+    want = np.round(data.images * 255 / 16).astype(np.uint8)
+    assert sorted(zip(labels, map(bytes, images), strict=True)) == sorted(
+        zip(data.target, map(bytes, want), strict=True)
+    )
+    assert images.max() == 255
+
+
+def test_digits_are_split_by_stratum_without_overlap():
+    data = load_digits()
+    whole = np.bincount(data.target) / len(data.target)
+    seen: dict[bytes, int] = {}
+    for part in vars(catalog.digits()).values():
+        assert np.abs(np.bincount(part.labels) / len(part) - whole).max() < 0.01
+        for image in part.images:
+            seen[image.tobytes()] = seen.get(image.tobytes(), 0) + 1
+    assert len(seen) == len(
+        {image.astype(np.uint8).tobytes() for image in data.images}
+    )  # no image came twice or got lost
+
+
+def test_digits_are_the_same_in_every_process():
+    code = (
+        "import hashlib; from cnnjax.data import catalog\n"
+        "parts = vars(catalog.digits()).values()\n"
+        "print(hashlib.sha256(b''.join(p.images.tobytes() + p.labels.tobytes() for p in parts)).hexdigest())"
+    )
+    here = hashlib.sha256(
+        b"".join(part.images.tobytes() + part.labels.tobytes() for part in vars(catalog.digits()).values())
+    )
+    assert python(code, PYTHONHASHSEED="5").strip() == here.hexdigest()
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_tfds_counts_classes_and_order(tfds_dir: Path, name):
+    splits = catalog.load(name, tfds_dir)
+    assert tuple(len(part) for part in vars(splits).values()) == COUNTS[name]
+    assert splits.train.classes == splits.test.classes
+    assert splits.train.classes == {
+        "fashion_mnist": (
+            "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+        ),
+        "mnist": tuple("0123456789"),
+        "tf_flowers": FLOWERS,
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [("fashion_mnist", "test"), ("mnist", "train[55000:]"), ("tf_flowers", "train[:10%]")]
+)
+def test_tfds_pixels_are_those_tfds_decodes(tfds_dir: Path, name, split):
+    import tensorflow_datasets as tfds
+
+    theirs = tfds.data_source(name, split=split, data_dir=tfds_dir)
+    ours = catalog.tfds_split(name, split, tfds_dir)
+    assert len(ours) == len(theirs)
+    for index in (0, 1, 17, len(theirs) - 1):
+        want, got = theirs[index], ours[index]
+        np.testing.assert_array_equal(got["image"], want["image"])
+        assert got["image"].dtype == np.uint8
+        assert got["label"] == want["label"]
+
+
+def test_tfds_splits_can_be_chosen_and_do_not_overlap(tfds_dir: Path):
+    texts = {"train": "train[:10%]", "valid": "train[10%:11%]", "test": None}
+    splits = catalog.load("mnist", tfds_dir, texts)
+    assert [len(part) for part in vars(splits).values()] == [6000, 600, 10000]
+    train, valid = (sources.in_memory(part) for part in (splits.train, splits.valid))
+    assert train.labels[:5].tolist() == [splits.train[i]["label"] for i in range(5)]
+    assert not {image.tobytes() for image in train.images} & {image.tobytes() for image in valid.images}
+
+
+def test_tfds_source_ends(tfds_dir: Path):
+    source = catalog.tfds_split("tf_flowers", "train[:3]", tfds_dir)
+    assert len(list(source)) == 3
+    assert source.fetched()[2]["label"] == source[2]["label"]
+
+
+def test_data_dir_comes_from_the_environment(tfds_dir: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))
+    assert len(catalog.load("mnist").test) == 10000
+    with pytest.raises(UserError, match=f"mnist is not prepared in {tmp_path}"):
+        catalog.load("mnist", tmp_path)
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(
+        UserError, match=f"mnist is not prepared in {tmp_path}/tensorflow_datasets: run `python -m cnnjax"
+    ):
+        catalog.load("mnist")
+
+
+def test_reading_never_imports_tensorflow(tfds_dir: Path, tmp_path: Path):
+    (tmp_path / "tensorflow").mkdir()  # one that can be imported, if anybody does
+    (tmp_path / "tensorflow" / "__init__.py").write_text("__version__ = '2.99'")
+    code = (
+        "import sys, pathlib; from cnnjax.data import catalog\n"
+        f"part = catalog.load('tf_flowers', pathlib.Path({str(tfds_dir)!r})).test\n"
+        "assert part[0]['image'].shape[-1] == 3\n"
+        "print([name for name in ('tensorflow', 'torch', 'keras') if name in sys.modules])"
+    )
+    assert python(code, PYTHONPATH=str(tmp_path)).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ({"test": "test"}, r"tf_flowers, split 'test': .*\['train'\]"),
+        ({"valid": "train[bla"}, r"tf_flowers, split 'train\[bla': "),
+        ({"train": "train[:200%]"}, r"boundaries should be in \[-100, 100\]"),
+        ({"train": "train[:0%]"}, "no examples in it"),
+    ],
+)
+def test_bad_splits_are_named(tfds_dir: Path, texts, says):
+    with pytest.raises(UserError, match=says) as error:
+        catalog.load("tf_flowers", tfds_dir, texts)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("fashion_minst", "unknown data set 'fashion_minst': did you mean fashion_mnist"),
+        ("MNIST", "unknown data set 'MNIST': did you mean mnist"),
+        ("zzzz", "unknown data set 'zzzz': did you mean digits, .*or the path of a folder"),
+        ("not a name!", "unknown data set 'not a name!'"),
+        ("", "unknown data set ''"),
+        (
+            "cifar10",
+            "cifar10 is not prepared in .*run `python -m cnnjax.data.prepare cifar10 --data-dir .*cnnjax.prepare",
+        ),
+        ("coco", "coco is not prepared"),  # its code would import TensorFlow
+        ("emnist/balanced", "emnist/balanced is not prepared"),
+        ("mnist:9.9.9", r"mnist holds only \['3.0.1'\]; if that is incomplete delete it"),
+        ("no/such/folder", "no/such/folder: no such folder"),
+    ],
+)
+def test_what_is_not_there_is_named_with_a_cure(tfds_dir: Path, name, says):
+    with pytest.raises(UserError, match=says) as error:
+        catalog.load(name, tfds_dir)
+    assert "\n" not in str(error.value)
+
+
+RECORDS = "mnist-train.array_record-00000-of-00001"
+
+
+def _write(name: str, content: str):
+    return lambda folder: (folder / name).write_text(content)
+
+
+def _without(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+def _as_tfrecord(folder: Path) -> None:
+    path = folder / "dataset_info.json"
+    path.write_text(path.read_text().replace("array_record", "tfrecord"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_without(RECORDS), rf"half prepared, missing or empty are \['{RECORDS}'\]"),
+        (_write(RECORDS, ""), "half prepared, missing or empty"),
+        (_as_tfrecord, "stored as tfrecord, not array_record"),
+        (_without("dataset_info.json"), r"Could not read dataset info"),
+        (_write("dataset_info.json", '{"name"'), "is damaged"),
+        (_write("features.json", "{"), "is damaged"),
+        (_without("features.json"), r"not prepared in .* holds only \['3.0.1'\]"),
+    ],
+)
+def test_half_prepared_is_named_with_a_cure(mnist_copy: Path, damage, says):
+    damage(mnist_copy)
+    with pytest.raises(UserError, match=says) as error:
+        catalog.load("mnist", mnist_copy.parent.parent)
+    assert "delete " in str(error.value)
+    assert "run `python -m cnnjax.data.prepare mnist" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.001])
+def test_truncated_records_are_named_when_read(mnist_copy: Path, kept):
+    os.truncate(mnist_copy / RECORDS, int((mnist_copy / RECORDS).stat().st_size * kept))
+    splits = catalog.load("mnist", mnist_copy.parent.parent)
+    with pytest.raises(UserError, match=r"mnist train\[:55000\] is damaged \(.*\): delete its folder and prepare it"):
+        sources.in_memory(splits.train)
+    assert splits.test[0]["image"].shape == (28, 28, 1)
+
+
+def test_data_without_images_and_labels_is_refused(mnist_copy: Path):
+    path = mnist_copy / "features.json"
+    path.write_text(path.read_text().replace('"label"', '"target"'))
+    with pytest.raises(
+        UserError, match=r"mnist has no uint8 image with 1 or 3 channels and class label: it has .*target"
+    ):
+        catalog.load("mnist", mnist_copy.parent.parent)
+
+
+def make(root: Path, *names: str, count: int = 10) -> Path:
+    rng = np.random.default_rng(len(names))
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(root / name / f"{index}.png")
+    return root
+
+
+def pictures(source: sources.Source) -> set[bytes]:
+    return {source[i]["image"].tobytes() for i in range(len(source))}
+
+
+def test_flat_folder_is_cut_by_stratum_reproducibly(tmp_path: Path):
+    make(tmp_path, "a", "b", count=20)
+    splits = catalog.load(str(tmp_path))
+    assert [len(part) for part in vars(splits).values()] == [28, 6, 6]
+    parts = [pictures(part) for part in vars(splits).values()]
+    assert len(set.union(*parts)) == 40
+    for part in vars(splits).values():
+        assert np.bincount([part[i]["label"] for i in range(len(part))]).tolist() == [len(part) // 2] * 2
+    assert [pictures(part) for part in vars(catalog.load(str(tmp_path))).values()] == parts
+    assert catalog.load(str(tmp_path), channels=1).train[0]["image"].shape == (4, 4, 1)
+
+
+@pytest.mark.parametrize("valid", ["valid", "val", None])
+def test_folder_of_splits_is_used_as_given(tmp_path: Path, valid):
+    for part in filter(None, ("train", valid, "test")):
+        make(tmp_path / part, "a", "b", count={"train": 20, "test": 3}.get(part, 2))
+    (tmp_path / "notes").mkdir()
+    splits = catalog.load(str(tmp_path))
+    assert [len(part) for part in vars(splits).values()] == ([40, 4, 6] if valid else [34, 6, 6])
+    assert splits.train.classes == ("a", "b")
+    assert pictures(splits.test) == pictures(sources.Folder.open(tmp_path / "test"))
+
+
+def test_folder_errors(tmp_path: Path):
+    make(tmp_path / "one", "a", "b", count=1)
+    with pytest.raises(
+        UserError, match="too few images to cut a test split off the 2 in 2 classes, the fewest being 1 of 'a'"
+    ):
+        catalog.load(str(tmp_path / "one"))
+    make(tmp_path / "other" / "train", "a", "b")
+    make(tmp_path / "other" / "test", "a", "c", count=1)
+    with pytest.raises(UserError, match=r"test: its classes \['a', 'c'\] are not those .*\['a', 'b'\]"):
+        catalog.load(str(tmp_path / "other"))
+    make(tmp_path / "headless" / "test", "a", "b", count=1)
+    with pytest.raises(UserError, match="headless: it has test but no folder train with"):
+        catalog.load(str(tmp_path / "headless"))
+    with pytest.raises(UserError, match=r"fixed splits; \['train'\] can be chosen for tfds data sets only"):
+        catalog.load(str(tmp_path / "other"), splits={"train": "train[:50%]", "test": ""})
+    with pytest.raises(UserError, match="digits has fixed splits"):
+        catalog.load("digits", splits={"test": "test"})
+
+
+def test_a_class_may_be_called_train(tmp_path: Path):
+    make(tmp_path, "bus", "train")
+    assert catalog.load(str(tmp_path)).train.classes == ("bus", "train")
+
+
+def test_known_names_win_over_folders_and_others_do_not(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(make(tmp_path, "digits", "mnist", "coco"))
+    assert [catalog.is_folder(name) for name in ("digits", "mnist", "coco", "./mnist", "nothing")] == [
+        False, False, True, True, False,
+    ]  # fmt: skip
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert catalog.load(f"~/{tmp_path.name}").train.classes == ("coco", "digits", "mnist")
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("tensorflow")), reason="TensorFlow is installed here")
+def test_prepare_without_tensorflow_says_so_in_one_line(tmp_path: Path):
+    command = [sys.executable, "-m", "cnnjax.data.prepare", "mnist", "--data-dir", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "error: preparing a data set needs TensorFlow: pip install cnnjax[prepare]\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_prepare_reports_what_tfds_says(mnist_copy: Path, monkeypatch):
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: name)
+    _as_tfrecord(mnist_copy)
+    with pytest.raises(UserError, match=r"preparing mnist in .* failed \(ValueError: .*already set") as error:
+        prepare.prepare("mnist", mnist_copy.parent.parent)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_record_of_an_image_is_named(tfds_dir: Path):
+    good = catalog.tfds_split("mnist", "test[:5]", tfds_dir).fetched()
+    records = [*good.records[:3], {"image": b"no image", "label": 1}]
+    with pytest.raises(host.CorruptImageError, match=r"test, example 3: not a readable image .*1 of 4 images"):
+        sources.in_memory(sources.Subset(sources.Tfds(records, good.classes, 1, "test"), np.arange(4)))

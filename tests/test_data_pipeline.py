@@ -1,0 +1,199 @@
+"""The batch at step s is a pure function of (seed, s): indexed, by threads, by worker processes, on every host."""
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnjax.data import host, pipeline, sources
+from cnnjax.types import Batch, UserError
+
+N, SIZE = 22, 4
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Image i is full of i, its label is i; not Arrays, so that Grain reads it."""
+
+    examples: int = N
+    classes: tuple[str, ...] = tuple(map(str, range(256)))
+    corrupt: tuple[int, ...] = ()
+    odd: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def __getitem__(self, index: int) -> dict:
+        if index in self.corrupt:
+            raise host.CorruptImageError(f"{index}.jpg: not a readable image")
+        return {"image": np.full((SIZE + (index in self.odd), SIZE, 3), index, np.uint8), "label": index}
+
+
+def arrays(examples: int = N) -> sources.Arrays:
+    return sources.in_memory(Numbered(examples))
+
+
+def take(batches: Iterator[Batch], count: int) -> list[Batch]:
+    taken = list(itertools.islice(batches, count))
+    assert len(taken) == count
+    return taken
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+            assert one[name].dtype == other[name].dtype
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5, 6, 13, 5000])
+def test_starting_at_a_step_is_skipping_to_it(start):
+    batches = take(pipeline.train_batches(arrays(), 4, seed=3), 20)
+    again = take(pipeline.train_batches(arrays(), 4, seed=3, start=start), 3)
+    assert_same(again, batches[start : start + 3] if start < 20 else take(from_order(4, 3, start), 3))
+
+
+def from_order(batch_size: int, seed: int, step: int) -> Iterator[Batch]:
+    """What the promise says, written out."""
+    whole = arrays()
+    while True:
+        epoch, index = divmod(step, N // batch_size)
+        yield whole[pipeline.order(N, seed, epoch)[index * batch_size : (index + 1) * batch_size]]
+        step += 1
+
+
+@pytest.mark.parametrize("threads", [0, 1, 8])
+@pytest.mark.parametrize("start", [0, 4, 7])
+def test_threads_give_the_batches_of_memory(threads, start):
+    read = take(pipeline.train_batches(Numbered(), 4, seed=3, start=start, threads=threads), 12)
+    assert_same(read, take(pipeline.train_batches(arrays(), 4, seed=3, start=start), 12))
+
+
+WORKERS = """
+import itertools, sys
+import numpy as np
+from pathlib import Path
+from cnnjax.data import host, pipeline, sources
+
+def main():
+    folder, start = sources.Folder.open(Path(sys.argv[1])), int(sys.argv[2])
+    read = pipeline.train_batches(folder, 4, 3, start, transform=host.squeeze(4), threads=2, workers=2)
+    memory = pipeline.train_batches(sources.in_memory(folder, host.squeeze(4)), 4, 3, start)
+    for one, other in itertools.islice(zip(read, memory), 9):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    print("same")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_worker_processes_give_the_batches_of_memory(tmp_path: Path):
+    for index in range(N):
+        path = tmp_path / "images" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((5 + index % 3, 6, 3), index, np.uint8)).save(path)
+    script = tmp_path / "script.py"
+    script.write_text(WORKERS)
+    command = [sys.executable, str(script), str(tmp_path / "images"), "4"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout == "same\n", result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 11, 22])
+def test_an_epoch_visits_every_example_at_most_once_and_epochs_differ(batch_size):
+    steps = pipeline.steps_per_epoch(N, batch_size)
+    stream = pipeline.train_batches(arrays(), batch_size, seed=0)
+    epochs = [np.concatenate([batch["label"] for batch in take(stream, steps)]) for _ in range(40)]
+    for seen in epochs:
+        assert len(seen) == len(set(seen)) == N // batch_size * batch_size
+    assert len({tuple(seen) for seen in epochs}) == 40
+    assert set(np.concatenate(epochs)) == set(range(N))  # what one epoch leaves out, others see
+
+
+def test_order_depends_on_the_seed_only():
+    first, again, other = (take(pipeline.train_batches(arrays(), 4, seed), 5) for seed in (1, 1, 2))
+    assert_same(first, again)
+    assert any((one["label"] != two["label"]).any() for one, two in zip(first, other, strict=True))
+    assert pipeline.order(N, 1, 0).tolist() != pipeline.order(N, 0, 1).tolist()
+
+
+@pytest.mark.parametrize("make", [arrays, Numbered])
+@pytest.mark.parametrize("batch_size", [*range(1, 12), 21, 22, 23, 50])
+def test_eval_batches_count_everything_once(make, batch_size):
+    batches = list(pipeline.eval_batches(make(), batch_size))
+    assert len(batches) == -(-N // batch_size)
+    assert all(batch["image"].shape == (batch_size, SIZE, SIZE, 3) for batch in batches)
+    assert all(batch["mask"].dtype == np.float32 for batch in batches)
+    mask = np.concatenate([batch["mask"] for batch in batches])
+    labels = np.concatenate([batch["label"] for batch in batches])
+    images = np.concatenate([batch["image"] for batch in batches])
+    assert (mask * labels).sum() == sum(range(N))
+    assert mask.sum() == N
+    assert labels[mask > 0].tolist() == list(range(N))
+    assert images[mask > 0][:, 0, 0, 0].tolist() == list(range(N))
+
+
+@pytest.mark.parametrize("make", [arrays, Numbered])
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_rows_of_the_hosts_make_the_global_batch(make, hosts, monkeypatch):
+    want_train = take(pipeline.train_batches(make(), 8, seed=0, start=1), 4)
+    want_eval = list(pipeline.eval_batches(make(), 8))
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+    train, evaluation = [], []
+    for index in range(hosts):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        train.append(take(pipeline.train_batches(make(), 8, seed=0, start=1), 4))
+        evaluation.append(list(pipeline.eval_batches(make(), 8)))
+    for want, parts in ((want_train, train), (want_eval, evaluation)):
+        assert all(len(batch["label"]) == 8 // hosts for part in parts for batch in part)
+        together = [{name: np.concatenate([p[i][name] for p in parts]) for name in want[i]} for i in range(len(want))]
+        assert_same(together, want)
+
+
+def test_the_host_is_asked_for_once_so_that_workers_need_not_know_it(monkeypatch):
+    # A worker process of Grain has no jax.distributed: there process_count() would be 1.
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    stream = pipeline.train_batches(arrays(), 8, seed=0)
+    monkeypatch.undo()
+    assert len(next(stream)["label"]) == 4
+
+
+@pytest.mark.parametrize("make", [arrays, Numbered])
+def test_errors_come_at_once(make):
+    with pytest.raises(UserError, match="batch size 23 is larger than the training set of 22 images"):
+        pipeline.train_batches(make(), 23, seed=0)
+    with pytest.raises(UserError, match="batch size 0: must be at least 1"):
+        pipeline.train_batches(make(), 0, seed=0)
+    with pytest.raises(UserError, match="seed -1, workers -2: must not be negative"):
+        pipeline.train_batches(make(), 4, seed=-1, workers=-2)
+    with pytest.raises(UserError, match="threads -1: must not be negative"):
+        pipeline.train_batches(make(), 4, seed=0, threads=-1)
+
+
+def test_bad_images_are_named_from_the_threads():
+    with pytest.raises(host.CorruptImageError, match=r"7\.jpg: not a readable image"):
+        take(pipeline.train_batches(Numbered(corrupt=(7,)), 11, seed=0), 2)
+    with pytest.raises(host.CorruptImageError, match=r"21\.jpg"):
+        list(pipeline.eval_batches(Numbered(corrupt=(21,)), 4))
+    with pytest.raises(UserError, match=r"different shapes, such as \[\(4, 4, 3\), \(5, 4, 3\)\]: give a size"):
+        take(pipeline.train_batches(Numbered(odd=(7,)), 11, seed=0), 2)
+
+
+def test_transform_fixes_the_shape():
+    batch = next(pipeline.train_batches(Numbered(odd=(1, 2, 3)), 22, seed=0, transform=host.squeeze(3)))
+    assert batch["image"].shape == (22, 3, 3, 3)
+    batch = next(pipeline.eval_batches(Numbered(odd=(1, 2, 3)), 30, transform=host.center_crop(4)))
+    assert batch["image"].shape == (30, 4, 4, 3)

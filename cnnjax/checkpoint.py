@@ -23,7 +23,7 @@ def checksums(tree: PyTree) -> dict[str, int]:
     """CRC-32 of the bytes of every leaf, by path: what tells a damaged checkpoint from a good one."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     host = {jax.tree_util.keystr(path): np.ascontiguousarray(_local(leaf)) for path, leaf in leaves}
-    return {path: zlib.crc32(memoryview(array.reshape(-1).view(np.uint8))) for path, array in host.items()}
+    return {path: zlib.crc32(array.reshape(-1).view(np.uint8).data) for path, array in host.items()}
 
 
 def _local(leaf: Any) -> np.ndarray:
@@ -62,10 +62,15 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, state: PyTree, score: float | None = None) -> None:
-        """Starts writing ``state``; returns when it may be donated or changed. A higher score is better."""
+        """Starts writing ``state``; returns when it may be donated or changed. A higher score is better.
+
+        Raises:
+          UserError: this one, or the one before it, cannot be written; so do ``wait`` and ``close``.
+        """
         meta = {"config": self.config, "crc32": checksums(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        self.manager.save(step, args=args, metrics=None if score is None else {"score": score})
+        with self._writing():
+            self.manager.save(step, args=args, metrics=None if score is None else {"score": score})
 
     def restore(self, target: Callable[[int], PyTree]) -> tuple[int, PyTree] | None:
         """The newest checkpoint that reads back with the checksums it was written with, or None if there is none.
@@ -118,13 +123,28 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             (self.directory / str(step)).rename(aside)
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        # Errors of the writing threads come as they are: OSError, or TensorStore's ValueError that ends with the cause.
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            reason = reason if len(reason) < 120 else f"… {reason[-120:]}"
+            raise UserError(
+                f"cannot write a checkpoint to {self.directory} ({reason}): those before it are whole; "
+                "make room there, then the same command goes on from the last one"
+            ) from error
+
     def wait(self) -> None:
         """Blocks until everything is on disk; an error of the writing thread is raised here."""
-        self.manager.wait_until_finished()
+        with self._writing():
+            self.manager.wait_until_finished()
 
     def close(self) -> None:
         """Finishes what is being written and releases the manager."""
-        self.manager.close()
+        with self._writing():
+            self.manager.close()
 
 
 class StopRequest:

@@ -70,8 +70,8 @@ def image_grid(
     figure = Figure((columns * width, rows * height + 0.4 * bool(suptitle)), layout=tight)
     figure.suptitle(suptitle, fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
+    for axis in axes.flat[len(images) :]:
+        axis.remove()
     for i, image in enumerate(images):
         _show(axes.flat[i], image)
         if titles is not None:
@@ -203,6 +203,8 @@ def _show(axis: Axes, image: Array) -> None:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     axis.imshow(np.clip(pixels, 0, top), cmap="gray", vmin=0, vmax=top)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(color="0.7", linewidth=0.5)  # a frame, or a white image would have no edge
 
 
 def _curves_panel(axis: Axes, quantity: str, splits: Mapping[str, list[tuple[float, float]]]) -> None:

@@ -5,6 +5,8 @@ import dataclasses
 import fcntl
 import importlib.util
 import json
+import logging
+import math
 import os
 import sys
 import time
@@ -33,6 +35,34 @@ def write_json(path: Path, content: Any) -> None:
 def as_dict(config: Any) -> dict[str, Any]:
     """A dataclass as what JSON gives back (paths become strings, tuples lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def check_ranges(
+    config: Any, *, above_zero: Sequence[str] = (), from_zero: Sequence[str] = (), below_one: Sequence[str] = ()
+) -> None:
+    """Checks the numbers of a config; None passes, nan and inf never do.
+
+    Args:
+      above_zero: names of fields that must be > 0.
+      from_zero: names of fields that must be ≥ 0.
+      below_one: names of fields that must be ≥ 0 and < 1.
+
+    Raises:
+      UserError: naming the flags, what they must be and what they are.
+    """
+    ranges: tuple[tuple[str, Sequence[str], Callable[[float], bool]], ...] = (
+        ("above 0", above_zero, lambda value: value > 0),
+        ("0 or more", from_zero, lambda value: value >= 0),
+        ("in 0 … 1, 1 excluded", below_one, lambda value: 0 <= value < 1),
+    )
+    bad = [
+        f"--{name.replace('_', '-')} must be {text}, got {value}"
+        for text, names, possible in ranges
+        for name in names
+        if (value := getattr(config, name)) is not None and not (math.isfinite(value) and possible(value))
+    ]
+    if bad:
+        raise UserError("; ".join(bad))
 
 
 class Run:
@@ -201,6 +231,8 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def main(run: Callable[[], None]) -> None:
     """Runs a script's main function; what the user can put right becomes one line on stderr and exit status 2."""
+    # What Orbax's threads log, with tracebacks, is raised in the main thread too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         run()
     except (UserError, OSError) as error:

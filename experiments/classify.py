@@ -106,8 +106,10 @@ class Config:
     """Steps between lines of training metrics."""
     checkpoint_every: int = 0
     """Steps between checkpoints within an epoch; there is always one after each epoch."""
+    in_memory_bytes: int = 2**31
+    """Splits up to this size are decoded once, into arrays; larger ones are read as they are needed."""
     threads: int = 8
-    """That read images which do not fit in memory."""
+    """That read images as needed."""
     workers: int = 0
     """Processes that do so, each with its threads; 0: only threads."""
     smoke: bool = False
@@ -131,9 +133,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "flip": False,
     },
 }
+# What numbers are possible; the flags are checked before anything else.
+RANGES = {
+    "above_zero": ("epochs", "batch_size", "learning_rate", "accumulate", "log_every", "image_size", "clip_norm"),
+    "from_zero": (
+        *("warmup_epochs", "decay", "weight_decay", "shift", "rotate", "cutout", "mixup"),
+        *("seed", "checkpoint_every", "threads", "workers", "in_memory_bytes"),
+    ),
+    "below_one": ("momentum", "label_smoothing", "ema_decay", "zoom", "brightness", "contrast"),
+}
 # What may differ when a run is resumed: where things are and how they are read, not what is computed.
-FREE = ("run_dir", "data_dir", "threads", "workers", "checkpoint_every")
-IN_MEMORY_BYTES = 2**31
+FREE = ("run_dir", "data_dir", "in_memory_bytes", "threads", "workers", "checkpoint_every")
 SMOKE_EXAMPLES = 64
 
 
@@ -142,13 +152,11 @@ def resolve(config: Config) -> Config:
     photos = config.dataset == "tf_flowers" or catalog.is_folder(config.dataset)
     recipe = {**RECIPES["any"], **RECIPES.get("photos" if photos else config.dataset, {})}
     config = replace(config, **{name: value for name, value in recipe.items() if getattr(config, name) is None})
+    report.check_ranges(config, **RANGES)
     if config.smoke:
         config = replace(config, epochs=2, batch_size=16, log_every=1)
-    positive = ("epochs", "batch_size", "learning_rate", "accumulate", "log_every")
-    if bad := [name for name in positive if getattr(config, name) <= 0]:
-        raise UserError(f"{', '.join('--' + name.replace('_', '-') for name in bad)} must be above 0")
-    if not 0 <= config.label_smoothing < 1:
-        raise UserError(f"--label-smoothing must lie in 0 … 1, got {config.label_smoothing}")
+    if config.model == "lenet5" and (config.label_smoothing or config.mixup):
+        raise UserError("lenet5's loss takes hard labels: use it without --label-smoothing and --mixup")
     if config.run_dir is None:
         if jax.process_count() > 1:
             raise UserError("give a run of several processes one --run-dir that all of them see")
@@ -178,7 +186,7 @@ def _prepare(config: Config, part: str, source: sources.Source) -> sources.Sourc
         return source
     side = config.image_size
     pixels = side * side * 3 if side else source[0]["image"].size
-    fits = len(source) * pixels <= IN_MEMORY_BYTES
+    fits = len(source) * pixels <= config.in_memory_bytes
     return sources.in_memory(source, host_transform(config)) if fits else source
 
 

@@ -1,8 +1,6 @@
 """Augmentation against PIL, NumPy and SciPy, at the neutral parameter, and over keys and devices."""
 
-import os
-import subprocess
-import sys
+import re
 from functools import partial
 
 import jax
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance
 
 from cnnjax.data import augment
@@ -270,35 +269,18 @@ def test_what_cannot_be_is_refused():
         augment.mix(BATCH, np.eye(8, dtype=np.int32), np.ones(8, np.float32))
 
 
-SHARDED = """
-import re
-from functools import partial
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from cnnjax.data import augment as a
-
-one = a.compose(partial(a.random_affine, max_degrees=9., max_change=.1, max_pixels=2.),
-    partial(a.random_shift, max_pixels=2), a.random_flip_left_right,
-    partial(a.random_brightness, max_change=.2), partial(a.random_contrast, max_change=.2),
-    partial(a.random_cutout, side=4))
-apply = jax.jit(partial(a.per_example, one))
-mixed = jax.jit(partial(a.mixup, alpha=.4))
-images = np.random.default_rng(0).random((16, 12, 17, 3), np.float32)
-labels = np.eye(16, dtype=np.float32)
-key = jax.random.key(0)
-assert jax.device_count() == 8, jax.devices()
-mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
-spread = lambda x: jax.device_put(x, NamedSharding(mesh, P("batch")))
-np.testing.assert_allclose(apply(key, spread(images)), apply(key, images), rtol=0, atol=1e-6)
-for got, want in zip(mixed(key, spread(images), spread(labels)), mixed(key, images, labels)):
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
-text = apply.lower(key, spread(images)).compile().as_text()
-print("collectives", sorted(set(re.findall(r"all-gather|all-reduce|all-to-all|collective-permute", text))))
-"""
-
-
 def test_eight_devices_give_the_same_and_each_augments_its_own_shard():
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    run = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "collectives []"
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+    spread = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch")))
+    names = ("affine", "shift", "flip", "brightness", "contrast", "cutout")
+    apply = jax.jit(partial(augment.per_example, augment.compose(*(RANDOM[name] for name in names))))
+    key = jax.random.key(0)
+    # One device fuses the arithmetic of coordinates otherwise than eight: the last bits may differ.
+    np.testing.assert_allclose(apply(key, spread(BATCH)), apply(key, BATCH), rtol=0, atol=1e-5)
+    compiled = apply.lower(key, spread(BATCH)).compile().as_text()
+    assert not re.findall("all-gather|all-reduce|all-to-all|collective-permute", compiled)
+
+    mixed = jax.jit(partial(augment.mixup, alpha=0.4))
+    labels = np.eye(8, dtype=np.float32)
+    for got, want in zip(mixed(key, spread(BATCH), spread(labels)), mixed(key, BATCH, labels), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)

@@ -57,7 +57,10 @@ def test_rules_that_miss_are_errors(rules, said):
 
 def test_frozen_modules_follow_their_parameters():
     statistics = {"base": {"bn": {"mean": 0, "var": 0}}, "plain": {"mean": 0}}
-    frozen = lambda rules: optim.frozen_modules(PARAMS, statistics, rules)
+
+    def frozen(rules):
+        return optim.frozen_modules(PARAMS, statistics, rules)
+
     assert frozen((("head/.*", ONE), (".*", None))) == {"base/bn", "plain"}
     assert frozen(((".*", ONE),)) == set()
     # Freezing a bias elsewhere does not freeze a layer whose scale trains.
@@ -67,7 +70,7 @@ def test_frozen_modules_follow_their_parameters():
 def _step(phase, make, grads, clip_norm=None):
     trainable, _ = optim.split(PARAMS, phase.rules)
     tx = optim.optimizer(phase, PARAMS, make, clip_norm)
-    return tx.update({path: grads for path in trainable}, tx.init(trainable), trainable)[0], trainable
+    return tx.update(dict.fromkeys(trainable, grads), tx.init(trainable), trainable)[0], trainable
 
 
 def test_each_group_has_its_own_rate():

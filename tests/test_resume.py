@@ -1,0 +1,132 @@
+"""Runs that are killed, stopped, damaged or misdirected, through the command line: nothing is lost."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+
+import jax
+import kills
+import pytest
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A short run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("resume") / "unbroken"
+    kills.run(folder, *kills.SHORT)
+    return folder
+
+
+def steps(folder):
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(path, pattern):
+    """Until a file matching ``pattern`` lies in ``path``."""
+    for _ in range(1200):
+        if list(path.glob(pattern)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {pattern} in {path}")
+
+
+def test_unbroken_run_has_each_step_once(unbroken):
+    total = 2 * (1293 // 64)
+    assert steps(unbroken) == sorted([*range(1, total + 1), total // 2, total])
+
+
+def test_killed_runs_end_as_the_unbroken_one(unbroken, tmp_path):
+    """SIGKILL as soon as there is a checkpoint, and at a random moment after."""
+    folder, rng = tmp_path / "killed", random.Random(0)
+    for _ in range(2):
+        process = kills.start(folder, *kills.SHORT)
+        wait_for(folder, "checkpoints/[0-9]*")
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    kills.run(folder, *kills.SHORT)
+    assert kills.differences(folder, unbroken) == []
+
+
+def test_sigterm_saves_exits_0_and_goes_on(unbroken, tmp_path):
+    folder = tmp_path / "stopped"
+    process = kills.start(folder, *kills.SHORT, "--checkpoint-every", "0")
+    wait_for(tmp_path, "stopped/metrics.jsonl")
+    process.terminate()
+    assert process.wait(timeout=120) == 0
+    log = (tmp_path / "stopped.log").read_text()
+    assert "saved: the same command goes on" in log
+    kills.run(folder, *kills.SHORT)
+    assert kills.differences(folder, unbroken) == []
+
+
+def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(unbroken, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(unbroken, folder)
+    newest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    for path in (newest / "state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-7])
+    (folder / "summary.json").unlink()
+    kills.run(folder, *kills.SHORT)
+    log = (tmp_path / "damaged.log").read_text()
+    assert f"checkpoint {newest.name} in" in log
+    assert "is damaged" in log
+    assert kills.differences(folder, unbroken) == []
+
+
+def test_finished_run_is_reported_again_and_not_changed(unbroken, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(unbroken, folder)
+    kills.run(folder, *kills.SHORT)
+    assert kills.differences(folder, unbroken) == []
+
+
+def test_other_configuration_is_refused_naming_what_differs(unbroken, tmp_path):
+    before = sorted(unbroken.rglob("*"))
+    with pytest.raises(RuntimeError, match="seed was 0 and is 1"):
+        kills.run(unbroken, *kills.SHORT, "--seed", "1")
+    assert sorted(unbroken.rglob("*")) == before
+
+
+def test_run_in_use_is_refused(tmp_path):
+    folder = tmp_path / "used"
+    first = kills.start(folder, *kills.SHORT)
+    wait_for(tmp_path, "used/config.json")
+    with pytest.raises(RuntimeError, match="in use by another process"):
+        kills.run(folder, *kills.SHORT)
+    first.kill()
+    first.wait()
+
+
+def test_two_processes_are_one(tmp_path, unused_tcp_port):
+    """Two processes of four devices over loopback, against one process of eight."""
+    kills.run(tmp_path / "one", "--smoke")
+    environment = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{unused_tcp_port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    both = [kills.start(tmp_path / "two", "--smoke", **environment, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0], (tmp_path / "two.log").read_text()[-3000:]
+    one, two = (kills.final_state(tmp_path / name) for name in ("one", "two"))
+    largest = max(jax.tree.leaves(jax.tree.map(lambda a, b: abs(a - b).max(initial=0), one, two)))
+    assert largest <= 1e-5
+    assert steps(tmp_path / "one") == steps(tmp_path / "two")
+
+
+@pytest.fixture
+def unused_tcp_port():
+    """A port of the loopback interface that is free now."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def test_half_described_multi_process_run_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="not set: JAX_NUM_PROCESSES, JAX_PROCESS_ID"):
+        kills.run(tmp_path / "half", JAX_COORDINATOR_ADDRESS="127.0.0.1:1")
+    assert os.listdir(tmp_path) == ["half.log"]

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from cnnjax.types import PyTree, UserError
@@ -29,6 +30,12 @@ def checksums(tree: PyTree) -> dict[str, int]:
 def _local(leaf: Any) -> np.ndarray:
     # A replicated array of a multi-process run is not fully addressable, but each process holds all of it.
     return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+
+
+def _together(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 class Checkpoints:
@@ -59,6 +66,7 @@ class Checkpoints:
         )
         if jax.process_index() == 0:
             self._check_scores()
+        _together("scores checked")
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, state: PyTree, score: float | None = None) -> None:
@@ -69,6 +77,7 @@ class Checkpoints:
         """
         meta = {"config": self.config, "crc32": checksums(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._check_room(step, state)
         with self._writing():
             self.manager.save(step, args=args, metrics=None if score is None else {"score": score})
 
@@ -90,6 +99,7 @@ class Checkpoints:
             # Orbax and TensorStore raise every kind of exception, plain Exception too, for a damaged file.
             except Exception as error:
                 self._set_aside(step, error)
+                _together(f"checkpoint {step} set aside")
                 self.manager.reload()
         if steps:
             raise UserError(
@@ -122,6 +132,15 @@ class Checkpoints:
             aside = self.directory / f"damaged-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self.directory / str(step)).rename(aside)
+
+    def _check_room(self, step: int, state: PyTree) -> None:
+        # Found out beforehand it is one clear line; a disk that fills up while Orbax's threads write is a flood of them.
+        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise UserError(
+                f"no space left for the checkpoint of step {step}: {self.directory} has {free / 2**20:.1f} MiB, it needs "
+                f"{needed / 2**20:.1f}. Those before it are whole: make room, then the same command goes on from the last"
+            )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -6,8 +6,10 @@ A script drives it and keeps what is its own, evaluation, in its hands::
         epoch.report(scores(epoch.variables), best="valid/accuracy")
 """
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +86,7 @@ def epochs(
         bar.say(f"resuming {run.dir} at step {start} of {plan.total_steps}")
     log = _Log(plan, run, bar, settings)
     try:
-        with checkpoint.stop_on_signal() as stop:
+        with _stop_request() as stop:
             if start == plan.total_steps:
                 yield Epoch(start // plan.steps_per_epoch, start, plan.phases[-1].name, state.variables)
             for point in train.epochs(
@@ -99,14 +101,18 @@ def epochs(
                 if _stopped(point.step, stop):
                     checkpoints.wait()
                     bar.say(f"stopped at step {point.step} of {plan.total_steps}, saved: the same command goes on")
-                    sys.exit(0 if stop.signal != 2 else 130)
+                    sys.exit(130 if stop.signal == signal.SIGINT else 0)
     finally:
         bar.close()
         checkpoints.close()
 
 
+def _stop_request() -> AbstractContextManager[checkpoint.StopRequest]:
+    # Several processes must agree on the step to stop at: JAX's own watch on SIGTERM makes them, and must keep it.
+    return nullcontext(checkpoint.StopRequest()) if jax.process_count() > 1 else checkpoint.stop_on_signal()
+
+
 def _stopped(step: int, stop: checkpoint.StopRequest) -> bool:
-    # Several processes must agree on the step; JAX's own watch on SIGTERM makes them.
     return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else bool(stop)
 
 

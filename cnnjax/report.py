@@ -229,7 +229,7 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     Console().print(result)
 
 
-def main(run: Callable[[], None]) -> None:
+def main(run: Callable[[], object]) -> None:
     """Runs a script's main function; what the user can put right becomes one line on stderr and exit status 2."""
     # What Orbax's threads log, with tracebacks, is raised in the main thread too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -1,7 +1,7 @@
 """The chapter's first half on scikit-learn's two photos: filters, padding, pooling, invariances, augmentation.
 
     python experiments/feature_maps.py            # about 10 s on 2 CPU cores
-    python experiments/feature_maps.py --smoke    # the same on small photos, about 7 s
+    python experiments/feature_maps.py --smoke    # the same on small photos, hardly faster
 
 Nothing is trained or downloaded. It leaves six pictures and summary.json in the run folder. To expect:
 ``padding/same_outputs`` 3 and ``padding/valid_outputs`` 2; after a 2×2 max pool an image shifted by one
@@ -210,7 +210,7 @@ def rotation_figure(copies: int) -> Figure:
 def augmentation_figure(config: Config, photo: Array) -> Figure:
     """The photo, and random versions of it."""
     versions = augmented(config, jax.random.key(config.seed), photo)
-    return plot.image_grid([photo, *np.asarray(versions)], None, 4, 1.6, "one photo, and random versions of it")
+    return plot.image_grid([photo, *np.asarray(versions)], None, 4, 1.5, "one photo, and random versions of it")
 
 
 def figures(config: Config, photos: Array) -> dict[str, float]:

@@ -134,12 +134,12 @@ class Checkpoints:
             (self.directory / str(step)).rename(aside)
 
     def _check_room(self, step: int, state: PyTree) -> None:
-        # Found out beforehand it is one clear line; a disk that fills up while Orbax's threads write is a flood of them.
+        # Noticed beforehand it is one clear line; a disk that fills up while Orbax's threads write, a flood of them.
         needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self.directory).free
         if free < needed:
             raise UserError(
-                f"no space left for the checkpoint of step {step}: {self.directory} has {free / 2**20:.1f} MiB, it needs "
-                f"{needed / 2**20:.1f}. Those before it are whole: make room, then the same command goes on from the last"
+                f"no space left for the checkpoint of step {step}: it needs {needed / 2**20:.1f} MiB, {self.directory} "
+                f"has {free / 2**20:.1f}; those before it are whole: make room, then the same command goes on"
             )
 
     @contextmanager

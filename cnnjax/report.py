@@ -108,8 +108,8 @@ class Run:
             write_json(path, self.config)
             return
         try:
-            known = json.loads(path.read_text())
-        except ValueError as error:
+            known = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): restore it or choose another --run-dir") from error
         differs = [
             f"{name} was {known.get(name)!r} and is {self.config.get(name)!r}"
@@ -124,7 +124,7 @@ class Run:
         if not self.writes:
             return
         path = self.dir / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+        kept = [line for line, record in _read_metrics(path) if record["step"] <= step]
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         temporary.replace(path)
@@ -158,7 +158,7 @@ class Run:
         """All lines of metrics.jsonl."""
         if self._metrics is not None:
             self._metrics.flush()
-        return [json.loads(line) for line in _whole_lines(self.dir / "metrics.jsonl")]
+        return [record for _, record in _read_metrics(self.dir / "metrics.jsonl")]
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json: the final figures, flat."""
@@ -173,11 +173,18 @@ class Run:
         self._stack.close()
 
 
-def _whole_lines(path: Path) -> Iterator[str]:
-    # A line that was being written when the process died has no end.
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-        if line.endswith("\n"):
-            yield line.rstrip("\n")
+def _read_metrics(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of metrics.jsonl and what they say; UserError for a damaged one, naming it."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines[:-1], 1):  # a line that was being written when the process died has no end
+        try:
+            record = json.loads(line)
+            record["step"] + 0
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path}, line {number}, is damaged: delete the line, or choose another --run-dir"
+            ) from error
+        yield line.decode(), record
 
 
 class Progress:

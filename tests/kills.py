@@ -43,7 +43,10 @@ def run(run_dir: Path, *flags: str, **environment: str) -> None:
 def final_state(run_dir: Path) -> dict:
     """Everything in the newest checkpoint, as host arrays."""
     newest = max((run_dir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
-    return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(newest.resolve() / "state"))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever it was written
+    args = ocp.args.StandardRestore(fallback_sharding=here)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        return jax.tree.map(np.asarray, checkpointer.restore(newest.resolve() / "state", args=args))
 
 
 def differences(run_dir: Path, unbroken: Path) -> list[str]:

@@ -86,12 +86,18 @@ class Run:
         self._metrics: Any = None
         self._tensorboard: Any = None
         if self.writes:
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-                self._lock()
-                self._check_config(free)
-            except OSError as error:
-                raise UserError(f"cannot write the run folder {directory}: {error.strerror}") from error
+            with contextlib.ExitStack() as opening:
+                opening.callback(self._stack.close)  # the lock is given up if the folder is refused
+                self._open(free)
+                opening.pop_all()
+
+    def _open(self, free: Sequence[str]) -> None:
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            self._check_config(free)
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {self.dir}: {error.strerror}") from error
 
     def _lock(self) -> None:
         file = self._stack.enter_context((self.dir / ".lock").open("w"))

@@ -5,7 +5,7 @@ The state is one flat pytree; model, loss and optimizer are closed over by a ``P
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate as running_sum
 from typing import Any
@@ -22,7 +22,6 @@ from cnnjax.types import Array, Batch, Key, PyTree, UserError
 
 Sums = Mapping[str, Array]
 LossFn = Callable[[PyTree, Batch, Key], tuple[Array, tuple[PyTree, Sums]]]
-EvalFn = Callable[[PyTree, Batch], Sums]
 
 
 @struct.dataclass
@@ -173,8 +172,8 @@ def make_train_step(plan: Plan, phase: optim.Phase, params: PyTree, mesh: Mesh) 
       params: only its structure is used.
 
     Returns:
-      A step whose metrics are the loss function's sums with ``grad_norm`` (before clipping), ``mean_loss`` and
-      ``finite``, all on the device.
+      A step whose metrics are the loss function's sums with ``mean_loss``, ``grad_norm`` (before clipping),
+      ``update_norm`` and ``finite`` (all three are), on the device.
     """
     tx = optim.optimizer(phase, params, plan.optimizer, plan.clip_norm)
     compute = _gradient(plan, phase.rules)
@@ -188,9 +187,9 @@ def make_train_step(plan: Plan, phase: optim.Phase, params: PyTree, mesh: Mesh) 
         updates, opt_state = tx.update(grads, state.opt_state, trainable)
         params = optim.unflatten(optax.apply_updates(trainable, updates) | frozen)
         ema = state.ema if plan.ema_decay is None else _average(plan.ema_decay, state.ema, params, model_state)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-        metrics = {**sums, "mean_loss": loss, "grad_norm": norm, "finite": finite}
+        norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+        finite = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
+        metrics = {**sums, **norms, "mean_loss": loss, "finite": finite}
         return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
 
     whole, rows = sharding.replicated(mesh), sharding.split_rows(mesh)
@@ -202,16 +201,20 @@ def _average(decay: float, ema: PyTree, params: PyTree, model_state: PyTree) -> 
     return jax.tree.map(lambda e, v: e + (1 - decay) * (v - e), ema, {"params": params, **model_state})
 
 
-def make_eval_step(eval_fn: EvalFn, mesh: Mesh) -> Callable:
+def make_eval_step(eval_fn: Callable[[PyTree, Batch], Any], mesh: Mesh) -> Callable:
     """Jitted (variables, batch) → whatever ``eval_fn`` returns, on every device."""
     whole, rows = sharding.replicated(mesh), sharding.split_rows(mesh)
     return jax.jit(eval_fn, in_shardings=(whole, rows), out_shardings=whole)
 
 
 def evaluate(eval_step: Callable, variables: PyTree, batches: Iterable[Batch], mesh: Mesh) -> dict[str, np.ndarray]:
-    """Adds up the masked sums of ``eval_step`` over ``batches`` (host, this process's rows), in float64/int64."""
-    sums = [eval_step(variables, sharding.shard_batch(batch, mesh)) for batch in batches]
-    return jax.tree.map(lambda *parts: sum(map(_widen, parts)), *jax.device_get(sums))
+    """Adds up the masked sums of ``eval_step`` over ``batches`` (host, this process's rows)."""
+    return add_up(jax.device_get([eval_step(variables, sharding.shard_batch(batch, mesh)) for batch in batches]))
+
+
+def add_up(sums: Sequence[Sums]) -> dict[str, np.ndarray]:
+    """The totals of the sums of batches, in float64 and int64."""
+    return jax.tree.map(lambda *parts: sum(map(_widen, parts)), *sums)
 
 
 def _widen(x: Array) -> np.ndarray:
@@ -286,8 +289,9 @@ def _settle(pending: deque, keep: int, on_step: Callable, phase: optim.Phase, st
         metrics = jax.device_get(metrics)
         if not metrics["finite"]:
             raise NonFiniteError(
-                f"loss {metrics['mean_loss']}, gradient norm {metrics['grad_norm']} at step {step}, learning rates "
-                f"{optim.rates(phase, step - 1 - start)}: lower the learning rate, warm up longer or clip the gradient"
+                f"not finite at step {step}: loss {metrics['mean_loss']}, gradient norm {metrics['grad_norm']}, update "
+                f"norm {metrics['update_norm']}, learning rates {optim.rates(phase, step - 1 - start)}: lower the "
+                "learning rate, warm up longer or clip the gradient; the last checkpoint is from before"
             )
         on_step(step, metrics)
 

@@ -182,12 +182,7 @@ def _prepare(config: Config, part: str, source: sources.Source) -> sources.Sourc
         for error in errors:
             print(f"skipped: {error}")
         print(f"{part}: {len(source)} images, {len(errors)} corrupt ones skipped")
-    if isinstance(source, sources.Arrays):
-        return source
-    side = config.image_size
-    pixels = side * side * 3 if side else source[0]["image"].size
-    fits = len(source) * pixels <= config.in_memory_bytes
-    return sources.in_memory(source, host_transform(config)) if fits else source
+    return sources.in_memory_if_small(source, host_transform(config), config.in_memory_bytes)
 
 
 def host_transform(config: Config) -> host.Transform | None:
@@ -287,12 +282,14 @@ def main(config: Config) -> dict[str, float]:
         started = time.perf_counter()
         variables, scores = fit_model(config, experiment, mesh, run)
         seconds = time.perf_counter() - started
-        totals, probabilities = test(config, experiment, variables, mesh)
-        summary = {**classification.figures(totals, "test/"), **scores, "steps": experiment.plan.total_steps}
-        run.finish(summary)
+        figures, outcome = test(config, experiment, variables, mesh)
+        summary = {**figures, **scores, "steps": experiment.plan.total_steps}
         if run.writes:
-            pictures(run, experiment.splits.test, variables, totals["confusion"], probabilities, config)
-        conclude(config, experiment, summary, totals["confusion"], seconds)
+            plot.save(plot.curves(run.records()), run.dir / "curves.png")
+            source, transform = experiment.splits.test, host_transform(config)
+            classify.pictures(run.dir, source, outcome, variables["params"], transform)
+        run.finish(summary)
+    conclude(config, experiment, summary, outcome, seconds)
     return summary
 
 
@@ -317,54 +314,26 @@ def fit_model(
 
 def test(
     config: Config, experiment: Experiment, variables: PyTree, mesh: jax.sharding.Mesh
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Sums over the test split, and the probabilities [n, classes] of its examples."""
+) -> tuple[dict[str, float], classify.Outcome]:
+    """Figures of the test split, and what the model said of each of its examples."""
     reading = {"transform": host_transform(config), "threads": config.threads}
-    batches = partial(pipeline.eval_batches, experiment.splits.test, config.batch_size, **reading)
-    eval_step = train.make_eval_step(classify.eval_fn(experiment.model, classify.unit, experiment.loss), mesh)
-    predict = train.make_eval_step(classify.predict_fn(experiment.model, classify.unit), mesh)
-    totals = train.evaluate(eval_step, variables, batches(), mesh)
-    chunks = [np.asarray(predict(variables, sharding.shard_batch(batch, mesh))) for batch in batches()]
-    return totals, np.concatenate(chunks)[: len(experiment.splits.test)]
-
-
-def pictures(
-    run: report.Run,
-    source: sources.Source,
-    variables: PyTree,
-    matrix: np.ndarray,
-    probabilities: np.ndarray,
-    config: Config,
-) -> None:
-    """curves.png, confusion.png, mistakes.png and filters.png in the run folder."""
-    plot.save(plot.curves(run.records()), run.dir / "curves.png")
-    plot.save(plot.confusion(matrix, source.classes), run.dir / "confusion.png")
-    true = np.array([source[i]["label"] for i in range(len(source))])
-    predicted = probabilities.argmax(-1)
-    wrong = np.flatnonzero(true != predicted)
-    worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:25]
-    transform = host_transform(config) or (lambda image: image)
-    images = [transform(source[int(i)]["image"]) for i in worst]
-    figure = plot.mistakes(images, true[worst], predicted[worst], probabilities[worst], source.classes)
-    plot.save(figure, run.dir / "mistakes.png")
-    kernels = [leaf for leaf in optim.flatten(variables["params"]).values() if leaf.ndim == 4]
-    first = next((kernel for kernel in kernels if kernel.shape[2] in (1, 3) and kernel.shape[0] > 1), None)
-    if first is not None:
-        plot.save(plot.filters(np.asarray(first)), run.dir / "filters.png")
+    batches = pipeline.eval_batches(experiment.splits.test, config.batch_size, **reading)
+    return classify.test(experiment.model, classify.unit, experiment.loss, variables, batches, mesh)
 
 
 def conclude(
-    config: Config, experiment: Experiment, summary: dict[str, float], matrix: np.ndarray, seconds: float
+    config: Config, experiment: Experiment, summary: dict[str, float], outcome: classify.Outcome, seconds: float
 ) -> None:
     """The closing tables."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(experiment.variables["params"]))
-    if len(matrix) <= 20:
-        report.table("test split, by class", classification.per_class(matrix, experiment.splits.test.classes))
+    if len(outcome.confusion) <= 20:
+        rows = classification.per_class(outcome.confusion, experiment.splits.test.classes)
+        report.table("test split, by class", rows)
     facts = {
         "model": f"{config.model}, {parameters:,} parameters",
         "data": f"{config.dataset}, {len(experiment.splits.train):,} training images",
         "trained in": f"{seconds:.0f} s",
-        "test accuracy": f"{summary['test/accuracy']:.2%} of {int(matrix.sum()):,} images",
+        "test accuracy": f"{summary['test/accuracy']:.2%} of {len(outcome.labels):,} images",
         "results in": str(config.run_dir),
     }
     report.table("result", [{"": name, " ": value} for name, value in facts.items()])

@@ -238,7 +238,7 @@ def diverged(tmp_path_factory) -> tuple[Path, Result]:
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint_before(diverged):
     folder, result = diverged
     line = error(result)
-    step = int(line.split(" at step ")[1].split(",")[0])
+    step = int(line.split(" at step ")[1].split(":")[0])
     assert step == 2
     assert "lower the learning rate" in line
     saved = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())

@@ -234,3 +234,14 @@ def in_memory(source: Source, transform: host.Transform | None = None) -> Arrays
         raise UserError(f"images of different shapes, such as {sorted(shapes)[:3]}: give a size to bring them to")
     labels = np.array([example["label"] for example in examples], np.int32)
     return Arrays(np.stack([example["image"] for example in examples]), labels, tuple(source.classes))
+
+
+def in_memory_if_small(source: Source, transform: host.Transform | None, limit: int) -> Source:
+    """``in_memory`` if that takes at most ``limit`` bytes, else the source as it is; for the errors see there."""
+    if isinstance(source, Arrays) or not len(source):
+        return source
+    first, _ = _read(source, 0)  # one that is corrupt is counted with the others
+    if first is None:
+        return in_memory(source, transform)
+    image = first["image"] if transform is None else transform(first["image"])
+    return in_memory(source, transform) if len(source) * image.nbytes <= limit else source

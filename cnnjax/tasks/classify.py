@@ -1,13 +1,18 @@
-"""Image classification: loss, evaluation and prediction for any model that returns ``(logits, endpoints)``."""
+"""Image classification for any model that returns ``(logits, endpoints)``: loss, evaluation, prediction, pictures."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen
 
+from cnnjax import plot, sharding, train
+from cnnjax.data.host import Transform
+from cnnjax.data.sources import Source
 from cnnjax.metrics import classification
 from cnnjax.types import Array, Batch, Key, PyTree
 
@@ -78,3 +83,56 @@ def predict_fn(model: linen.Module, preprocess: Preprocess) -> Callable:
         return jax.nn.softmax(logits)
 
     return compute
+
+
+class Outcome(NamedTuple):
+    """What a model said of every example of a split, in the split's order.
+
+    Attributes:
+      labels: int [n].
+      probabilities: float32 [n, classes].
+      confusion: counts [classes, classes], row = true class.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    confusion: np.ndarray
+
+
+def test(
+    model: linen.Module,
+    preprocess: Preprocess,
+    loss: ExampleLoss,
+    variables: PyTree,
+    batches: Iterable[Batch],
+    mesh: jax.sharding.Mesh,
+) -> tuple[dict[str, float], Outcome]:
+    """One pass over a split: its figures (``test/loss``, ``test/accuracy``, …) and everything the model said."""
+    evaluate, predict = eval_fn(model, preprocess, loss), predict_fn(model, preprocess)
+
+    def compute(variables: PyTree, batch: Batch) -> tuple:
+        # XLA computes the logits, which both need, once; all outputs are whole on every process.
+        return evaluate(variables, batch), batch["label"], predict(variables, batch), batch["mask"]
+
+    step = train.make_eval_step(compute, mesh)
+    results = [jax.device_get(step(variables, sharding.shard_batch(batch, mesh))) for batch in batches]
+    totals = train.add_up([sums for sums, *_ in results])
+    labels, probabilities, mask = (np.concatenate(parts) for parts in list(zip(*results, strict=True))[1:])
+    outcome = Outcome(labels[mask > 0], probabilities[mask > 0], totals["confusion"])
+    return classification.figures(totals, "test/"), outcome
+
+
+def pictures(directory: Path, source: Source, outcome: Outcome, params: PyTree, transform: Transform | None) -> None:
+    """confusion.png, mistakes.png and, if the first convolution sees an image, filters.png, in ``directory``."""
+    plot.save(plot.confusion(outcome.confusion, source.classes), directory / "confusion.png")
+    predicted = outcome.probabilities.argmax(-1)
+    wrong = np.flatnonzero(outcome.labels != predicted)
+    worst = wrong[np.argsort(-outcome.probabilities[wrong, predicted[wrong]], kind="stable")][:25]
+    images = [source[int(index)]["image"] for index in worst]
+    images = images if transform is None else [transform(image) for image in images]
+    chosen = (outcome.labels[worst], predicted[worst], outcome.probabilities[worst])
+    plot.save(plot.mistakes(np.array(images), *chosen, source.classes), directory / "mistakes.png")
+    kernels = (np.asarray(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim == 4)
+    first = next((kernel for kernel in kernels if kernel.shape[2] in (1, 3) and kernel.shape[0] > 1), None)
+    if first is not None:
+        plot.save(plot.filters(first), directory / "filters.png")

@@ -6,6 +6,7 @@ A script drives it and keeps what is its own, evaluation, in its hands::
         epoch.report(scores(epoch.variables), best="valid/accuracy")
 """
 
+import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -87,18 +88,23 @@ def epochs(
     log = _Log(plan, run, bar, settings)
     try:
         with _stop_request() as stop:
+            # Asked twice about a step, it must answer the same.
+            stopped = functools.lru_cache(maxsize=1)(functools.partial(_stopped, stop))
+
+            def interrupt(step: int) -> bool:
+                due = settings.checkpoint_every and step % settings.checkpoint_every == 0
+                return stopped(step) or bool(due)
+
             if start == plan.total_steps:
                 yield Epoch(start // plan.steps_per_epoch, start, plan.phases[-1].name, state.variables)
-            for point in train.epochs(
-                plan, state, batches, mesh, on_step=log.step, interrupt=lambda step: _interrupt(step, stop, settings)
-            ):
+            for point in train.epochs(plan, state, batches, mesh, on_step=log.step, interrupt=interrupt):
                 epoch = Epoch(point.index, point.step, point.phase, point.state.variables)
                 if point.finished:
                     yield epoch
                     log.epoch(epoch)
                 run.flush()
                 checkpoints.save(point.step, point.state, epoch.score)
-                if _stopped(point.step, stop):
+                if stopped(point.step):
                     checkpoints.wait()
                     bar.say(f"stopped at step {point.step} of {plan.total_steps}, saved: the same command goes on")
                     sys.exit(130 if stop.signal == signal.SIGINT else 0)
@@ -112,13 +118,8 @@ def _stop_request() -> AbstractContextManager[checkpoint.StopRequest]:
     return nullcontext(checkpoint.StopRequest()) if jax.process_count() > 1 else checkpoint.stop_on_signal()
 
 
-def _stopped(step: int, stop: checkpoint.StopRequest) -> bool:
+def _stopped(stop: checkpoint.StopRequest, step: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else bool(stop)
-
-
-def _interrupt(step: int, stop: checkpoint.StopRequest, settings: Settings) -> bool:
-    due = settings.checkpoint_every and step % settings.checkpoint_every == 0
-    return bool(due) or _stopped(step, stop)
 
 
 class _Log:

@@ -102,20 +102,37 @@ def test_run_in_use_is_refused(tmp_path):
     first.wait()
 
 
-def test_two_processes_are_one(tmp_path, unused_tcp_port):
-    """Two processes of four devices over loopback, against one process of eight."""
-    kills.run(tmp_path / "one", "--smoke")
+def start_two(folder, port, *flags):
+    """Two processes of four devices each, over loopback."""
     environment = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{unused_tcp_port}",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
     }
-    both = [kills.start(tmp_path / "two", "--smoke", **environment, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    return [kills.start(folder, *flags, **environment, JAX_PROCESS_ID=str(index)) for index in range(2)]
+
+
+def test_two_processes_are_one(tmp_path, unused_tcp_port):
+    """Against one process of eight devices."""
+    kills.run(tmp_path / "one", "--smoke")
+    both = start_two(tmp_path / "two", unused_tcp_port, "--smoke")
     assert [process.wait(timeout=300) for process in both] == [0, 0], (tmp_path / "two.log").read_text()[-3000:]
     one, two = (kills.final_state(tmp_path / name) for name in ("one", "two"))
     largest = max(jax.tree.leaves(jax.tree.map(lambda a, b: abs(a - b).max(initial=0), one, two)))
     assert largest <= 1e-5
     assert steps(tmp_path / "one") == steps(tmp_path / "two")
+
+
+def test_two_processes_stop_at_the_same_step(tmp_path, unused_tcp_port):
+    """SIGTERM reaches one of them only."""
+    folder = tmp_path / "two"
+    both = start_two(folder, unused_tcp_port, *kills.SHORT, "--epochs", "50")
+    wait_for(folder, "checkpoints/[0-9]*")
+    both[1].terminate()
+    assert [process.wait(timeout=300) for process in both] == [0, 0], (tmp_path / "two.log").read_text()[-3000:]
+    assert "saved: the same command goes on" in (tmp_path / "two.log").read_text()
+    newest = max(int(path.name) for path in (folder / "checkpoints").glob("[0-9]*"))
+    assert steps(folder)[-1] == newest
 
 
 @pytest.fixture

@@ -323,7 +323,7 @@ def test_prepare_without_tensorflow_says_so_in_one_line(tmp_path: Path):
     command = [sys.executable, "-m", "cnnjax.data.prepare", "mnist", "--data-dir", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == "error: preparing a data set needs TensorFlow: pip install cnnjax[prepare]\n"
+    assert result.stderr == "error: preparing a data set needs TensorFlow: pip install -e '.[prepare]'\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -199,7 +199,7 @@ def _check_files(builder: Any, name: str, directory: Path) -> None:
 
 
 def _prepare_command(name: str, directory: Path) -> str:
-    return f"`python -m cnnjax.data.prepare {name} --data-dir {directory}` (it needs `pip install cnnjax[prepare]`)"
+    return f"`python -m cnnjax.data.prepare {name} --data-dir {directory}` (it needs `pip install -e '.[prepare]'`)"
 
 
 def _base(name: str) -> str:

@@ -1,6 +1,6 @@
 """Downloads and prepares a tensorflow-datasets data set: ``python -m cnnjax.data.prepare fashion_mnist``.
 
-The only place that needs TensorFlow (``pip install cnnjax[prepare]``): reading what it leaves does not.
+The only place that needs TensorFlow (``pip install -e '.[prepare]'``): reading what it leaves does not.
 """
 
 import importlib.util
@@ -34,7 +34,7 @@ def prepare(name: str, data_dir: Path) -> None:
       UserError: TensorFlow is not installed, the name is unknown, or tfds failed (download, disk, other format).
     """
     if importlib.util.find_spec("tensorflow") is None:
-        raise UserError("preparing a data set needs TensorFlow: pip install cnnjax[prepare]")
+        raise UserError("preparing a data set needs TensorFlow: pip install -e '.[prepare]'")
     import tensorflow_datasets as tfds
 
     try:

@@ -117,7 +117,15 @@ class Config:
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {"model": "digits_cnn", "epochs": 40, "batch_size": 32, "shift": 0.7, "rotate": 10.0, "zoom": 0.1},
+    "digits": {
+        "model": "digits_cnn",
+        "epochs": 60,
+        "learning_rate": 3e-3,
+        "ema_decay": 0.99,
+        "shift": 0.5,
+        "rotate": 10.0,
+        "zoom": 0.1,
+    },
     "fashion_mnist": {"epochs": 10, "flip": True},
     "mnist": {"epochs": 12, "shift": 2.0, "rotate": 10.0, "zoom": 0.1},
     "photos": {"epochs": 30, "image_size": 64, "shift": 4.0, "rotate": 10.0, "zoom": 0.1, "flip": True},

@@ -6,11 +6,11 @@ A script drives it and keeps what is its own, evaluation, in its hands::
         epoch.report(scores(epoch.variables), best="valid/accuracy")
 """
 
+import contextlib
 import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,44 +78,42 @@ def epochs(
       variables: initial values (host or device), used where there is no checkpoint.
       batches: step → this process's batches from there on.
     """
-    checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", run.config, keep_last=settings.keep_last)
-    restored = checkpoints.restore(lambda step: train.abstract_state(plan, variables, mesh, step))
-    start, state = restored or (0, sharding.replicate(train.init_state(plan, variables), mesh))
-    run.start(start)
-    bar = report.Progress(plan.total_steps, settings.batch_size, start)
-    if restored:
-        bar.say(f"resuming {run.dir} at step {start} of {plan.total_steps}")
-    log = _Log(plan, run, bar, settings)
-    try:
-        with _stop_request() as stop:
-            # Asked twice about a step, it must answer the same.
-            stopped = functools.lru_cache(maxsize=1)(functools.partial(_stopped, stop))
+    with _stop_request() as stop, contextlib.ExitStack() as closing:
+        checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", run.config, keep_last=settings.keep_last)
+        closing.callback(checkpoints.close)
+        restored = checkpoints.restore(lambda step: train.abstract_state(plan, variables, mesh, step))
+        start, state = restored or (0, sharding.replicate(train.init_state(plan, variables), mesh))
+        run.start(start)
+        bar = report.Progress(plan.total_steps, settings.batch_size, start)
+        closing.callback(bar.close)
+        if restored:
+            bar.say(f"resuming {run.dir} at step {start} of {plan.total_steps}")
+        log = _Log(plan, run, bar, settings)
+        # Asked twice about a step, it must answer the same.
+        stopped = functools.lru_cache(maxsize=1)(functools.partial(_stopped, stop))
 
-            def interrupt(step: int) -> bool:
-                due = settings.checkpoint_every and step % settings.checkpoint_every == 0
-                return stopped(step) or bool(due)
+        def interrupt(step: int) -> bool:
+            due = settings.checkpoint_every and step % settings.checkpoint_every == 0
+            return stopped(step) or bool(due)
 
-            if start == plan.total_steps:
-                yield Epoch(start // plan.steps_per_epoch, start, plan.phases[-1].name, state.variables)
-            for point in train.epochs(plan, state, batches, mesh, on_step=log.step, interrupt=interrupt):
-                epoch = Epoch(point.index, point.step, point.phase, point.state.variables)
-                if point.finished:
-                    yield epoch
-                    log.epoch(epoch)
-                run.flush()
-                checkpoints.save(point.step, point.state, epoch.score)
-                if stopped(point.step):
-                    checkpoints.wait()
-                    bar.say(f"stopped at step {point.step} of {plan.total_steps}, saved: the same command goes on")
-                    sys.exit(130 if stop.signal == signal.SIGINT else 0)
-    finally:
-        bar.close()
-        checkpoints.close()
+        if start == plan.total_steps:
+            yield Epoch(start // plan.steps_per_epoch, start, plan.phases[-1].name, state.variables)
+        for point in train.epochs(plan, state, batches, mesh, on_step=log.step, interrupt=interrupt):
+            epoch = Epoch(point.index, point.step, point.phase, point.state.variables)
+            if point.finished:
+                yield epoch
+                log.epoch(epoch)
+            run.flush()
+            checkpoints.save(point.step, point.state, epoch.score)
+            if stopped(point.step):
+                checkpoints.wait()
+                bar.say(f"stopped at step {point.step} of {plan.total_steps}, saved: the same command goes on")
+                sys.exit(130 if stop.signal == signal.SIGINT else 0)
 
 
-def _stop_request() -> AbstractContextManager[checkpoint.StopRequest]:
+def _stop_request() -> contextlib.AbstractContextManager[checkpoint.StopRequest]:
     # Several processes must agree on the step to stop at: JAX's own watch on SIGTERM makes them, and must keep it.
-    return nullcontext(checkpoint.StopRequest()) if jax.process_count() > 1 else checkpoint.stop_on_signal()
+    return contextlib.nullcontext(checkpoint.StopRequest()) if jax.process_count() > 1 else checkpoint.stop_on_signal()
 
 
 def _stopped(stop: checkpoint.StopRequest, step: int) -> bool:

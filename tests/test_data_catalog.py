@@ -180,7 +180,7 @@ def test_bad_splits_are_named(tfds_dir: Path, texts, says):
         ("", "unknown data set ''"),
         (
             "cifar10",
-            "cifar10 is not prepared in .*run `python -m cnnjax.data.prepare cifar10 --data-dir .*cnnjax.prepare",
+            r"cifar10 is not prepared in .*run `python -m cnnjax.data.prepare cifar10 --data-dir .*\[prepare\]",
         ),
         ("coco", "coco is not prepared"),  # its code would import TensorFlow
         ("emnist/balanced", "emnist/balanced is not prepared"),

@@ -12,13 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import optax
 from flax import linen, struct
 from jax.sharding import Mesh
 
-from cnnjax import nn, optim, sharding
+from cnnjax import compiler, nn, optim, sharding
 from cnnjax.types import Array, Batch, Key, PyTree, UserError
 
 Sums = Mapping[str, Array]
@@ -120,7 +119,7 @@ def _frozen_in_inference_mode(frozen: frozenset[str]) -> Callable:
 
 def save_products(prim: Any, *_: Any, **__: Any) -> bool:
     """Checkpoint policy of ``Plan.remat``: keep what is dear to compute, results of convolutions and products."""
-    return prim.name in ("conv_general_dilated", "dot_general")
+    return prim.name in ("conv", "conv_general_dilated", "dot_general")
 
 
 def _gradient(plan: Plan, rules: tuple[optim.Rule, ...]) -> Callable:
@@ -194,14 +193,12 @@ def make_train_step(plan: Plan, phase: optim.Phase, params: PyTree, mesh: Mesh) 
         return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
 
     whole, rows = sharding.replicated(mesh), sharding.split_rows(mesh)
-    options = _compiler_options(mesh)
+    options = _options(mesh)
     return jax.jit(step, in_shardings=(whole, rows), out_shardings=whole, donate_argnums=0, compiler_options=options)
 
 
-def _compiler_options(mesh: Mesh) -> dict[str, str]:
-    # On CPUs jaxlib 0.10 gives convolutions to YNNPACK, whose weight gradients are slow: a sixth of the chapter's CNN.
-    old = jaxlib.__version__.startswith("0.10.") and mesh.devices.flat[0].platform == "cpu"
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if old else {}
+def _options(mesh: Mesh) -> dict[str, str]:
+    return compiler.options(mesh.devices.flat[0].platform)
 
 
 def _average(decay: float, ema: PyTree, params: PyTree, model_state: PyTree) -> PyTree:
@@ -212,7 +209,7 @@ def _average(decay: float, ema: PyTree, params: PyTree, model_state: PyTree) -> 
 def make_eval_step(eval_fn: Callable[[PyTree, Batch], Any], mesh: Mesh) -> Callable:
     """Jitted (variables, batch) → whatever ``eval_fn`` returns, on every device."""
     whole, rows = sharding.replicated(mesh), sharding.split_rows(mesh)
-    return jax.jit(eval_fn, in_shardings=(whole, rows), out_shardings=whole)
+    return jax.jit(eval_fn, in_shardings=(whole, rows), out_shardings=whole, compiler_options=_options(mesh))
 
 
 def evaluate(eval_step: Callable, variables: PyTree, batches: Iterable[Batch], mesh: Mesh) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "cnnjax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"types"}
-MIDDLE = {"losses", "metrics", "data", "optim", "weights", "sharding", "checkpoint"}
+MIDDLE = {"losses", "metrics", "data", "optim", "weights", "sharding", "checkpoint", "compiler"}
 UPPER = {"train", "summary", "report", "plot", "fit"}
 # Room → the rooms of cnnjax that it may import, beside itself.
 ALLOWED = {
@@ -26,6 +26,7 @@ ALLOWED = {
     "optim": BASE,
     "weights": BASE | {"ops", "nn", "models"},
     "sharding": BASE,
+    "compiler": BASE,
     "checkpoint": BASE,
     "train": BASE | MIDDLE | {"ops", "nn"},
     "fit": BASE | MIDDLE | UPPER,

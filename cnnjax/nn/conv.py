@@ -15,6 +15,7 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 
 from cnnjax.ops import conv as ops
+from cnnjax.ops.reduce import spread
 from cnnjax.ops.window import Ints, Padding, check_rank, per_dim
 from cnnjax.types import Array
 
@@ -64,7 +65,7 @@ class Conv(linen.Module):
             dilation=self.dilation,
             groups=self.groups,
         )
-        return y if bias is None else y + bias
+        return y if bias is None else y + spread(bias, y.shape)
 
 
 class DepthwiseConv(linen.Module):
@@ -91,7 +92,7 @@ class DepthwiseConv(linen.Module):
         bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = ops.depthwise_conv(x, kernel, strides=self.strides, padding=self.padding, dilation=self.dilation)
-        return y if bias is None else y + bias
+        return y if bias is None else y + spread(bias, y.shape)
 
 
 class SeparableConv(linen.Module):
@@ -163,4 +164,4 @@ class ConvTranspose(linen.Module):
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = ops.conv_transpose(x, kernel, strides=self.strides, padding=self.padding)
-        return y if bias is None else y + bias
+        return y if bias is None else y + spread(bias, y.shape)

@@ -1,10 +1,13 @@
 """Normalization: over the batch (Ioffe & Szegedy 2015) and over neighbouring channels (AlexNet 2012)."""
 
+import functools
+
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from cnnjax.ops.reduce import channel_sum, spread
 from cnnjax.types import Array
 
 
@@ -36,20 +39,17 @@ class BatchNorm(linen.Module):
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else jnp.ones(shape)
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else jnp.zeros(shape)
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         if use_running_average:
-            mean, var = running_mean.value, running_var.value
+            factor = jax.lax.rsqrt(running_var.value + self.epsilon) * scale
+            y = (wide - running_mean.value) * factor + bias
         else:
-            mean, var = _moments(wide)
+            y, mean, var = batch_norm(wide, scale, bias, self.epsilon)
             if not self.is_initializing():
                 running_mean.value = self._moved(running_mean.value, mean)
                 running_var.value = self._moved(running_var.value, var)
-        factor = jax.lax.rsqrt(var + self.epsilon)
-        if self.use_scale:
-            factor = factor * self.param("scale", self.scale_init, shape, self.param_dtype)
-        y = (wide - mean) * factor
-        if self.use_bias:
-            y = y + self.param("bias", self.bias_init, shape, self.param_dtype)
         return y.astype(x.dtype if self.dtype is None else self.dtype)
 
     def _moved(self, old: jax.Array, new: jax.Array) -> jax.Array:
@@ -57,11 +57,34 @@ class BatchNorm(linen.Module):
         return (self.momentum * old + (1 - self.momentum) * new).astype(old.dtype)
 
 
-def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of each channel, in two passes: E[x²] − E[x]² cancels if mean ≫ deviation."""
-    axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axes)
-    return mean, jnp.square(x - mean).mean(axes)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def batch_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``x [..., c]`` normalized by its own statistics, and these: (y, mean ``[c]``, biased variance ``[c]``).
+
+    Ioffe & Szegedy 2015, Algorithm 1. The variance takes a second pass: E[x²] − E[x]² cancels if mean ≫ deviation.
+    """
+    count = x.size // x.shape[-1]
+    mean = channel_sum(x) / count
+    var = channel_sum(jnp.square(x - mean)) / count
+    return (x - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias, mean, var
+
+
+@batch_norm.defjvp
+def _batch_norm_jvp(epsilon: float, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    # Everything per channel is combined before it meets the pixels. So the gradient needs two sums over pixels, of dy
+    # and of dy · (x − mean), gives dx as dy · a + (x − mean) · c + d, and keeps nothing but x.
+    (x, scale, bias), (dx, dscale, dbias) = primals, tangents
+    y, mean, var = batch_norm(x, scale, bias, epsilon)
+    count = x.size // x.shape[-1]
+    inverse = jax.lax.rsqrt(var + epsilon)
+    centred = x - mean
+    dmean = channel_sum(dx) / count
+    dvar = channel_sum(centred * dx) * (2 / count)
+    by_dx = inverse * scale
+    by_centred = inverse * dscale - inverse**3 * scale * dvar / 2
+    constant = dbias - by_dx * dmean
+    dy = dx * by_dx + centred * spread(by_centred, x.shape) + spread(constant, x.shape)
+    return (y, mean, var), (dy, dmean, dvar)
 
 
 def local_response_norm(

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jax import Array as JaxArray
 from jax import lax
 
+from cnnjax.ops import conv_primitives
+from cnnjax.ops.conv_forms import Geometry
+from cnnjax.ops.dispatch import by_shape
 from cnnjax.ops.window import Ints, Padding, check_fits, check_rank, explicit_pads, per_dim
 from cnnjax.types import Array
 
@@ -50,9 +53,12 @@ def conv(
     pads = explicit_pads(padding, x.shape[1:-1], window, steps)
     check_fits(x.shape[1:-1], window, pads)
     dtype = jnp.result_type(x, kernel)
+    x, kernel = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+    if dims == 2 and set(holes) == {1} and by_shape(x, kernel):
+        return conv_primitives.conv(Geometry(x.shape, kernel.shape, steps, pads, groups), x, kernel)
     return lax.conv_general_dilated(
-        jnp.asarray(x, dtype),
-        jnp.asarray(kernel, dtype),
+        x,
+        kernel,
         steps,
         pads,
         rhs_dilation=holes,

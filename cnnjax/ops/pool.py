@@ -4,15 +4,15 @@ Inputs are channels last with 1, 2 or 3 spatial dimensions, ``[n, *spatial, c]``
 the window's size and the padding ``"VALID"`` unless told otherwise.
 """
 
-import functools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array as JaxArray
 from jax import lax
 
+from cnnjax.ops import pool_primitives
+from cnnjax.ops.dispatch import by_shape
 from cnnjax.ops.window import Ints, Padding, Pads, check_fits, check_rank, explicit_pads, per_dim
 from cnnjax.types import Array
 
@@ -34,37 +34,11 @@ def max_pool(x: Array, window: Ints, *, strides: Ints | None = None, padding: Pa
     """
     size, steps, pads = _geometry(x, window, strides, padding)
     x = jnp.asarray(x)
-    if size == steps and len(size) == 2 and not any(map(any, pads)):
-        return _max_of_blocks(x, size)
+    if len(size) == 2 and by_shape(x):
+        return pool_primitives.max_pool(pool_primitives.Geometry(x.shape, size, steps, pads), x)
     lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     init = np.asarray(lowest, x.dtype)
     return lax.reduce_window(x, init, lax.max, (1, *size, 1), (1, *steps, 1), ((0, 0), *pads, (0, 0)))
-
-
-def _blocks(x: JaxArray, size: tuple[int, ...]) -> JaxArray:
-    """``[n, h, w, c]`` as windows side by side, ``[n, h / s, s, w / s, s, c]``; the rest of rows is cut off."""
-    (n, h, w, c), (high, wide) = x.shape, size
-    rows, columns = h // high, w // wide
-    return x[:, : rows * high, : columns * wide].reshape(n, rows, high, columns, wide, c)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _max_of_blocks(x: JaxArray, size: tuple[int, ...]) -> JaxArray:
-    """``max_pool`` of windows that do not overlap: its gradient needs no scatter, slow on CPUs."""
-    return _blocks(x, size).max((2, 4))
-
-
-@_max_of_blocks.defjvp
-def _max_of_blocks_jvp(
-    size: tuple[int, ...], primals: tuple[JaxArray], tangents: tuple[JaxArray]
-) -> tuple[JaxArray, JaxArray]:
-    x = _blocks(primals[0], size)
-    y = x.max((2, 4), keepdims=True)
-    # As lax's, the gradient goes to the first of equal maxima, row by row.
-    order = np.arange(math.prod(size), dtype=np.int32).reshape(1, 1, size[0], 1, size[1], 1)
-    place = jnp.where(x == y, order, math.prod(size)).min((2, 4), keepdims=True)
-    tangent = jnp.where(order == place, _blocks(tangents[0], size), 0).sum((2, 4))
-    return y[:, :, 0, :, 0], tangent.astype(x.dtype)
 
 
 def avg_pool(

@@ -1,0 +1,347 @@
+"""Forms of convolution that XLA computes fast on a CPU, and the tables that say when.
+
+Each takes a geometry and two arrays, as the primitive of the same name in ``conv_primitives``. x is ``[n, h, w, c]``,
+dy ``[n, *out, features]``, kernel ``[*window, c / groups, features]``. Times are of 2 cores with AVX-512, float32.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cnnjax.ops.dispatch import Row, choose
+from cnnjax.ops.reduce import add_up, column_sum
+from cnnjax.ops.window import Pads
+
+
+class Geometry(NamedTuple):
+    """Shapes and settings of a 2-D convolution."""
+
+    x: tuple[int, int, int, int]
+    kernel: tuple[int, int, int, int]
+    strides: tuple[int, int]
+    pads: Pads
+    groups: int
+
+    @property
+    def out(self) -> tuple[int, int, int, int]:
+        """``(n, h, w, features)`` of the result."""
+        high, wide = (
+            (size + sum(pads) - k) // s + 1
+            for size, pads, k, s in zip(self.x[1:3], self.pads, self.kernel, self.strides, strict=False)
+        )
+        return (self.x[0], high, wide, self.kernel[-1])
+
+
+def plain_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """By lax."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, g.strides, g.pads, dimension_numbers=layout, feature_group_count=g.groups
+    )
+
+
+def plain_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
+    """By lax."""
+    x = jax.ShapeDtypeStruct(g.x, dy.dtype)
+    return jax.linear_transpose(lambda x: plain_conv(g, x, kernel), x)(dy)[0]
+
+
+def plain_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
+    """By lax."""
+    kernel = jax.ShapeDtypeStruct(g.kernel, x.dtype)
+    return jax.linear_transpose(lambda kernel: plain_conv(g, x, kernel), kernel)(dy)[0]
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """``[..., c]`` as a matrix of pixels."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _pad(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
+    """Pads (or, below zero, cuts) the two spatial dimensions with zeros."""
+    return lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *((lo, hi, 0) for lo, hi in pads), (0, 0, 0)))
+
+
+def strided(x: jax.Array, start: tuple[int, int], count: tuple[int, int], strides: tuple[int, int]) -> jax.Array:
+    """``count`` pixels in each direction, from ``start``, by ``strides``."""
+    (n, _, _, c), (i, j), (high, wide), (s, t) = x.shape, start, count, strides
+    return lax.slice(x, (0, i, j, 0), (n, i + (high - 1) * s + 1, j + (wide - 1) * t + 1, c), (1, s, t, 1))
+
+
+# 1×1: a matrix product. The pixels become rows before the product: contracting three axes at once would transpose.
+
+
+def pointwise_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """y = x · kernel for every pixel that the stride meets."""
+    return (_rows(strided(x, (0, 0), g.out[1:3], g.strides)) @ kernel[0, 0]).reshape(g.out)
+
+
+def pointwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
+    """dx = dy · kernelᵀ, zeros where the stride passed over."""
+    dx = lax.dot_general(_rows(dy), kernel[0, 0], (((1,), (1,)), ((), ())))
+    spread = [
+        (0, size - (out - 1) * s - 1, s - 1) for size, out, s in zip(g.x[1:3], g.out[1:3], g.strides, strict=True)
+    ]
+    return lax.pad(dx.reshape(*dy.shape[:3], -1), np.zeros((), dy.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
+
+
+def pointwise_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
+    """dk = xᵀ · dy."""
+    x = strided(x, (0, 0), g.out[1:3], g.strides)
+    return lax.dot_general(_rows(x), _rows(dy), (((0,), (0,)), ((), ()))).reshape(g.kernel)
+
+
+# Gradients for the input by phases: with stride s, the pixels of one remainder mod s are reached by the same taps, and
+# each phase is a convolution of stride 1. lax convolves dy with zeros in between, of which (s² − 1) / s² is wasted.
+
+
+class Phases(NamedTuple):
+    """One dimension of a strided window, seen from its input.
+
+    Input pixel ``q · s + a`` meets tap u of window ``q + shift``, for each ``(u, shift)`` in ``taps[a]``; ``count``
+    values of q cover the input. Windows from ``−before`` to ``last + after`` occur.
+    """
+
+    count: int
+    before: int
+    after: int
+    taps: tuple[tuple[tuple[int, int], ...], ...]
+
+
+def phases(size: int, k: int, s: int, lo: int, out: int) -> Phases:
+    """For an input of ``size``, window k, stride s, ``lo`` zeros before the input and ``out`` windows."""
+    count = -(-size // s)
+    taps = tuple(tuple((u, (a + lo - u) // s) for u in range((a + lo) % s, k, s)) for a in range(s))
+    shifts = [shift for phase in taps for _, shift in phase]
+    return Phases(count, max(0, -min(shifts)), max(0, count - 1 + max(shifts) - (out - 1)), taps)
+
+
+def interleave(parts: Sequence[Sequence[jax.Array]], size: Sequence[int]) -> jax.Array:
+    """The image whose pixel ``(q · s + a, r · t + b)`` is pixel (q, r) of ``parts[a][b]``, cut to ``size``."""
+    if len(parts) == len(parts[0]) == 1:
+        return parts[0][0]
+    x = jnp.stack([jnp.stack(row, 3) for row in parts], 2)
+    n, high, s, wide, t, c = x.shape
+    return x.reshape(n, high * s, wide * t, c)[:, : size[0], : size[1]]
+
+
+def dense_input_grad_by_phases(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
+    """dx of a strided convolution: per phase a dense convolution of dy with that phase's taps."""
+    (_, size, wide, _), (_, out, out_wide, _) = g.x, g.out
+    down = phases(size, g.kernel[0], g.strides[0], g.pads[0][0], out)
+    right = phases(wide, g.kernel[1], g.strides[1], g.pads[1][0], out_wide)
+    parts = [
+        [_dense_phase(g, dy, kernel, (down, a), (right, b)) for b in range(g.strides[1])] for a in range(g.strides[0])
+    ]
+    return interleave(parts, (size, wide))
+
+
+def _dense_phase(g: Geometry, dy: jax.Array, kernel: jax.Array, *dims: tuple[Phases, int]) -> jax.Array:
+    counts = tuple(phase.count for phase, _ in dims)
+    if not all(phase.taps[a] for phase, a in dims):
+        return jnp.zeros((g.x[0], *counts, g.x[3]), dy.dtype)
+    part = kernel
+    pads = []
+    for axis, (phase, a) in enumerate(dims):
+        first, last = phase.taps[a][0], phase.taps[a][-1]
+        part = lax.slice_in_dim(part, first[0], last[0] + 1, g.strides[axis], axis)
+        # Windows from last's shift to count − 1 + first's shift.
+        pads.append((-last[1], phase.count - 1 + first[1] - (dy.shape[1 + axis] - 1)))
+    dy = _pad(dy, [(min(lo, 0), min(hi, 0)) for lo, hi in pads])
+    pads = [(max(lo, 0), max(hi, 0)) for lo, hi in pads]
+    if part.shape[:2] == (1, 1):
+        dx = lax.dot_general(_rows(_pad(dy, pads)), part[0, 0], (((1,), (1,)), ((), ())))
+        return dx.reshape(g.x[0], *counts, g.x[3])
+    return lax.conv_general_dilated(dy, lax.rev(part, (0, 1)), (1, 1), pads, dimension_numbers=("NHWC", "HWOI", "NHWC"))
+
+
+# Depthwise: sums of shifted products. With m kernels per channel, each channel is first repeated m times.
+
+
+def _repeated(g: Geometry) -> tuple[Geometry, int]:
+    """The same convolution over channels repeated m times, and m."""
+    m = g.kernel[-1] // g.groups
+    return g._replace(x=(*g.x[:3], g.kernel[-1]), groups=g.kernel[-1]), m
+
+
+def _padded(g: Geometry, x: jax.Array) -> jax.Array:
+    # The barrier keeps XLA from computing the padding anew for each tap.
+    return lax.optimization_barrier(_pad(x, g.pads))
+
+
+def depthwise_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """y = Σ over taps of a shifted x times the tap's weights."""
+    g, m = _repeated(g)
+    x = _padded(g, jnp.repeat(x, m, -1))
+    taps = [(u, v) for u in range(g.kernel[0]) for v in range(g.kernel[1])]
+    return add_up([strided(x, tap, g.out[1:3], g.strides) * kernel[*tap, 0] for tap in taps])
+
+
+def depthwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
+    """dx, per phase the sum over its taps of a shifted dy times the tap's weights."""
+    g, m = _repeated(g)
+    down, right = (
+        phases(size, k, s, lo, out)
+        for size, k, s, (lo, _), out in zip(g.x[1:3], g.kernel[:2], g.strides, g.pads, g.out[1:3], strict=True)
+    )
+    dy = lax.optimization_barrier(_pad(dy, ((down.before, down.after), (right.before, right.after))))
+
+    def part(rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]) -> jax.Array:
+        terms = [
+            strided(dy, (down.before + i, right.before + j), (down.count, right.count), (1, 1)) * kernel[u, v, 0]
+            for u, i in rows
+            for v, j in columns
+        ]
+        return add_up(terms) if terms else jnp.zeros((g.x[0], down.count, right.count, g.x[3]), dy.dtype)
+
+    dx = interleave([[part(rows, columns) for columns in right.taps] for rows in down.taps], g.x[1:3])
+    return dx if m == 1 else dx.reshape(*g.x[:3], -1, m).sum(-1)
+
+
+_UNROLLED = 16  # rows added in one expression: longer ones compile slowly, shorter ones leave more to the product
+_CACHED = 6 << 20  # bytes of x that nine passes over it may find in the cache
+
+
+def depthwise_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
+    """dk, per tap the sum over pixels of a shifted x times dy: rows added in one expression, then ones · matrix."""
+    g, m = _repeated(g)
+    high, wide = g.out[1:3]
+    blocks = -(-high // _UNROLLED)
+    step = -(-high // blocks)
+    missing = blocks * step - high
+    x = _padded(
+        g._replace(pads=((g.pads[0][0], g.pads[0][1] + missing * g.strides[0]), g.pads[1])), jnp.repeat(x, m, -1)
+    )
+    dy = _pad(dy, ((0, missing), (0, 0)))
+
+    def tap(x: jax.Array, dy: jax.Array, u: int, v: int) -> jax.Array:
+        terms = [
+            strided(x, (u + i * g.strides[0], v), (blocks, wide), (step * g.strides[0], g.strides[1]))
+            * strided(dy, (i, 0), (blocks, wide), (step, 1))
+            for i in range(step)
+        ]
+        return column_sum(_rows(add_up(terms)))
+
+    def taps(x: jax.Array, dy: jax.Array) -> jax.Array:
+        return jnp.stack([tap(x, dy, u, v) for u in range(g.kernel[0]) for v in range(g.kernel[1])])
+
+    if math.prod(g.x) * x.dtype.itemsize <= _CACHED:
+        return taps(x, dy).reshape(g.kernel)
+    zero = jnp.zeros((math.prod(g.kernel[:2]), g.kernel[-1]), x.dtype)
+    total, _ = lax.scan(lambda total, image: (total + taps(image[0][None], image[1][None]), None), zero, (x, dy))
+    return total.reshape(g.kernel)
+
+
+# Grouped: dense convolutions of neighbouring groups at once, with zeros where groups do not meet.
+
+_WIDTH = 32  # channels of a dense part: narrower ones starve the matrix product, wider ones multiply more zeros
+
+
+def _merged(g: Geometry) -> tuple[Geometry, int, int]:
+    """Geometry of one dense part, how many parts, and how many groups in each."""
+    fan_in = g.kernel[2]
+    together = max(t for t in range(1, g.groups + 1) if g.groups % t == 0 and (t == 1 or t * fan_in <= _WIDTH))
+    parts = g.groups // together
+    kernel = (*g.kernel[:2], together * fan_in, g.kernel[3] // parts)
+    return Geometry((*g.x[:3], together * fan_in), kernel, g.strides, g.pads, 1), parts, together
+
+
+def _block_diagonal(kernel: jax.Array, together: int) -> jax.Array:
+    """``[h, w, i, together · o]`` → ``[h, w, together · i, together · o]``, zero between different groups."""
+    h, w, i, o = kernel.shape
+    blocks = kernel.reshape(h, w, 1, i, together, o // together)
+    return (blocks * jnp.eye(together, dtype=kernel.dtype)[:, None, :, None]).reshape(h, w, together * i, o)
+
+
+def _split(x: jax.Array, parts: int) -> list[jax.Array]:
+    return jnp.split(x, parts, -1)
+
+
+def grouped_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """y, part by part."""
+    part, parts, together = _merged(g)
+    pairs = zip(_split(x, parts), _split(kernel, parts), strict=True)
+    return jnp.concatenate([conv(part, a, _block_diagonal(k, together)) for a, k in pairs], -1)
+
+
+def grouped_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
+    """dx, part by part."""
+    part, parts, together = _merged(g)
+    pairs = zip(_split(dy, parts), _split(kernel, parts), strict=True)
+    return jnp.concatenate([input_grad(part, d, _block_diagonal(k, together)) for d, k in pairs], -1)
+
+
+def grouped_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
+    """dk: that of each dense part, of which the blocks on the diagonal are kept."""
+    part, parts, together = _merged(g)
+
+    def diagonal(dk: jax.Array) -> jax.Array:
+        h, w, i, o = dk.shape
+        blocks = dk.reshape(h, w, together, i // together, together, o // together)
+        return jnp.einsum("hwtito->hwito", blocks).reshape(h, w, i // together, o)
+
+    pairs = zip(_split(x, parts), _split(dy, parts), strict=True)
+    return jnp.concatenate([diagonal(kernel_grad(part, a, d)) for a, d in pairs], -1)
+
+
+def conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """In the form that suits."""
+    return choose(CONV, g, plain_conv)(g, x, kernel)
+
+
+def input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
+    """In the form that suits."""
+    return choose(INPUT_GRAD, g, plain_input_grad)(g, dy, kernel)
+
+
+def kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
+    """In the form that suits."""
+    return choose(KERNEL_GRAD, g, plain_kernel_grad)(g, x, dy)
+
+
+def _is_pointwise(g: Geometry) -> bool:
+    return g.kernel[:2] == (1, 1) and g.groups == 1 and not any(map(any, g.pads))
+
+
+def _is_depthwise(g: Geometry) -> bool:
+    return g.groups > 1 and g.kernel[2] == 1
+
+
+def _is_grouped(g: Geometry) -> bool:
+    return g.groups > 1
+
+
+def _is_strided(g: Geometry) -> bool:
+    return g.strides != (1, 1)
+
+
+def _is_padded_beyond(g: Geometry) -> bool:
+    return any(max(pair) >= k for pair, k in zip(g.pads, g.kernel, strict=False))
+
+
+CONV = (
+    Row(_is_pointwise, pointwise_conv, "no patches to gather"),
+    Row(_is_depthwise, depthwise_conv, "XLA computes channels one by one: 123 → 3 ms"),
+    Row(_is_grouped, grouped_conv, "so it does groups: 120 → 11 ms"),
+)
+INPUT_GRAD = (
+    Row(_is_pointwise, pointwise_input_grad, "no patches to gather"),
+    Row(_is_depthwise, depthwise_input_grad, "XLA computes channels one by one: 922 → 9 ms"),
+    Row(_is_grouped, grouped_input_grad, "so it does groups"),
+    Row(_is_strided, dense_input_grad_by_phases, "no products with zeros between the pixels: 12 → 8 ms"),
+    Row(
+        _is_padded_beyond,
+        dense_input_grad_by_phases,
+        "XLA errs where windows lie wholly in the padding (jaxlib 0.10.2)",
+    ),
+)
+KERNEL_GRAD = (
+    Row(_is_pointwise, pointwise_kernel_grad, "XLA transposes both sides: 128 → 6 ms"),
+    Row(_is_depthwise, depthwise_kernel_grad, "XLA computes channels one by one: 247 → 3 ms"),
+    Row(_is_grouped, grouped_kernel_grad, "8 s → 11 ms"),
+)

@@ -12,8 +12,8 @@ import jaxlib
 def options(platform: str | None = None) -> dict[str, str]:
     """``compiler_options`` for ``jax.jit`` on ``platform`` (None: that of the default device).
 
-    On CPUs jaxlib 0.10 and 0.11 give convolutions, products and reductions to YNNPACK, whose gradients are slow: a third
-    of VGG-16's step. XLA refuses options that it does not know, so other versions get none.
+    On CPUs jaxlib 0.10 and 0.11 give convolutions, products and reductions to YNNPACK, whose gradients are slow: a
+    third of VGG-16's step. XLA refuses options that it does not know, so other versions get none.
     """
     platform = jax.default_backend() if platform is None else platform
     known = jaxlib.__version__.startswith(("0.10.", "0.11."))

@@ -176,6 +176,38 @@ def mistakes(
     return image_grid(shown, titles, 5, suptitle="worst mistakes: what the model said, and what it is")
 
 
+def bars(values: Mapping[str, Mapping[str, float]], label: str, suptitle: str = "") -> Figure:
+    """Groups of bars side by side, one colour per series, the value above each bar.
+
+    Args:
+        values: group → series → value; a group need not have every series.
+        label: of the vertical axis, with its unit.
+        suptitle: a line above all.
+
+    Raises:
+        ValueError: no value.
+    """
+    series = list(dict.fromkeys(name for group in values.values() for name in group))
+    if not series:
+        raise ValueError("expected at least one value, got none")
+    figure = Figure((2.5 + len(values) * (0.3 + 0.33 * len(series)), 4), layout="constrained")
+    figure.suptitle(suptitle, fontsize=11)
+    axis = figure.subplots()
+    width = 0.85 / len(series)
+    for i, name in enumerate(series):
+        places = [place for place, group in enumerate(values.values()) if name in group]
+        heights = [group[name] for group in values.values() if name in group]
+        shift = (i - (len(series) - 1) / 2) * width
+        drawn = axis.bar([place + shift for place in places], heights, width, label=name)
+        axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1)
+    axis.set_xticks(range(len(values)), list(values))
+    axis.set_ylabel(label)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    figure.legend(loc="outside right upper", fontsize=8)  # inside it would hide a bar
+    return figure
+
+
 def filters(kernel: Array, columns: int = 12) -> Figure:
     """The filters of a first layer, HWIO ``[h, w, 1 | 3, n]``, as n images on one scale; grey is zero.
 

@@ -9,8 +9,8 @@ from jax import Array as JaxArray
 from jax import lax
 
 from cnnjax.ops import conv_primitives
-from cnnjax.ops.conv_forms import Geometry
 from cnnjax.ops.dispatch import by_shape
+from cnnjax.ops.geometry import Geometry
 from cnnjax.ops.window import Ints, Padding, check_fits, check_rank, explicit_pads, per_dim
 from cnnjax.types import Array
 

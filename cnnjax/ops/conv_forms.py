@@ -6,35 +6,16 @@ dy ``[n, *out, features]``, kernel ``[*window, c / groups, features]``. Times ar
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cnnjax.ops import winograd
 from cnnjax.ops.dispatch import Row, choose
+from cnnjax.ops.geometry import Geometry, Phases, interleave, pad, phases, rows, strided
 from cnnjax.ops.reduce import add_up, column_sum
-from cnnjax.ops.window import Pads
-
-
-class Geometry(NamedTuple):
-    """Shapes and settings of a 2-D convolution."""
-
-    x: tuple[int, int, int, int]
-    kernel: tuple[int, int, int, int]
-    strides: tuple[int, int]
-    pads: Pads
-    groups: int
-
-    @property
-    def out(self) -> tuple[int, int, int, int]:
-        """``(n, h, w, features)`` of the result."""
-        high, wide = (
-            (size + sum(pads) - k) // s + 1
-            for size, pads, k, s in zip(self.x[1:3], self.pads, self.kernel, self.strides, strict=False)
-        )
-        return (self.x[0], high, wide, self.kernel[-1])
 
 
 def plain_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -57,33 +38,17 @@ def plain_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
     return jax.linear_transpose(lambda kernel: plain_conv(g, x, kernel), kernel)(dy)[0]
 
 
-def _rows(x: jax.Array) -> jax.Array:
-    """``[..., c]`` as a matrix of pixels."""
-    return x.reshape(-1, x.shape[-1])
-
-
-def _pad(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
-    """Pads (or, below zero, cuts) the two spatial dimensions with zeros."""
-    return lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *((lo, hi, 0) for lo, hi in pads), (0, 0, 0)))
-
-
-def strided(x: jax.Array, start: tuple[int, int], count: tuple[int, int], strides: tuple[int, int]) -> jax.Array:
-    """``count`` pixels in each direction, from ``start``, by ``strides``."""
-    (n, _, _, c), (i, j), (high, wide), (s, t) = x.shape, start, count, strides
-    return lax.slice(x, (0, i, j, 0), (n, i + (high - 1) * s + 1, j + (wide - 1) * t + 1, c), (1, s, t, 1))
-
-
 # 1×1: a matrix product. The pixels become rows before the product: contracting three axes at once would transpose.
 
 
 def pointwise_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y = x · kernel for every pixel that the stride meets."""
-    return (_rows(strided(x, (0, 0), g.out[1:3], g.strides)) @ kernel[0, 0]).reshape(g.out)
+    return (rows(strided(x, (0, 0), g.out[1:3], g.strides)) @ kernel[0, 0]).reshape(g.out)
 
 
 def pointwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
     """dx = dy · kernelᵀ, zeros where the stride passed over."""
-    dx = lax.dot_general(_rows(dy), kernel[0, 0], (((1,), (1,)), ((), ())))
+    dx = lax.dot_general(rows(dy), kernel[0, 0], (((1,), (1,)), ((), ())))
     spread = [
         (0, size - (out - 1) * s - 1, s - 1) for size, out, s in zip(g.x[1:3], g.out[1:3], g.strides, strict=True)
     ]
@@ -93,41 +58,11 @@ def pointwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.A
 def pointwise_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
     """dk = xᵀ · dy."""
     x = strided(x, (0, 0), g.out[1:3], g.strides)
-    return lax.dot_general(_rows(x), _rows(dy), (((0,), (0,)), ((), ()))).reshape(g.kernel)
+    return lax.dot_general(rows(x), rows(dy), (((0,), (0,)), ((), ()))).reshape(g.kernel)
 
 
 # Gradients for the input by phases: with stride s, the pixels of one remainder mod s are reached by the same taps, and
 # each phase is a convolution of stride 1. lax convolves dy with zeros in between, of which (s² − 1) / s² is wasted.
-
-
-class Phases(NamedTuple):
-    """One dimension of a strided window, seen from its input.
-
-    Input pixel ``q · s + a`` meets tap u of window ``q + shift``, for each ``(u, shift)`` in ``taps[a]``; ``count``
-    values of q cover the input. Windows from ``−before`` to ``last + after`` occur.
-    """
-
-    count: int
-    before: int
-    after: int
-    taps: tuple[tuple[tuple[int, int], ...], ...]
-
-
-def phases(size: int, k: int, s: int, lo: int, out: int) -> Phases:
-    """For an input of ``size``, window k, stride s, ``lo`` zeros before the input and ``out`` windows."""
-    count = -(-size // s)
-    taps = tuple(tuple((u, (a + lo - u) // s) for u in range((a + lo) % s, k, s)) for a in range(s))
-    shifts = [shift for phase in taps for _, shift in phase]
-    return Phases(count, max(0, -min(shifts)), max(0, count - 1 + max(shifts) - (out - 1)), taps)
-
-
-def interleave(parts: Sequence[Sequence[jax.Array]], size: Sequence[int]) -> jax.Array:
-    """The image whose pixel ``(q · s + a, r · t + b)`` is pixel (q, r) of ``parts[a][b]``, cut to ``size``."""
-    if len(parts) == len(parts[0]) == 1:
-        return parts[0][0]
-    x = jnp.stack([jnp.stack(row, 3) for row in parts], 2)
-    n, high, s, wide, t, c = x.shape
-    return x.reshape(n, high * s, wide * t, c)[:, : size[0], : size[1]]
 
 
 def dense_input_grad_by_phases(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -152,10 +87,10 @@ def _dense_phase(g: Geometry, dy: jax.Array, kernel: jax.Array, *dims: tuple[Pha
         part = lax.slice_in_dim(part, first[0], last[0] + 1, g.strides[axis], axis)
         # Windows from last's shift to count − 1 + first's shift.
         pads.append((-last[1], phase.count - 1 + first[1] - (dy.shape[1 + axis] - 1)))
-    dy = _pad(dy, [(min(lo, 0), min(hi, 0)) for lo, hi in pads])
+    dy = pad(dy, [(min(lo, 0), min(hi, 0)) for lo, hi in pads])
     pads = [(max(lo, 0), max(hi, 0)) for lo, hi in pads]
     if part.shape[:2] == (1, 1):
-        dx = lax.dot_general(_rows(_pad(dy, pads)), part[0, 0], (((1,), (1,)), ((), ())))
+        dx = lax.dot_general(rows(pad(dy, pads)), part[0, 0], (((1,), (1,)), ((), ())))
         return dx.reshape(g.x[0], *counts, g.x[3])
     return lax.conv_general_dilated(dy, lax.rev(part, (0, 1)), (1, 1), pads, dimension_numbers=("NHWC", "HWOI", "NHWC"))
 
@@ -171,7 +106,7 @@ def _repeated(g: Geometry) -> tuple[Geometry, int]:
 
 def _padded(g: Geometry, x: jax.Array) -> jax.Array:
     # The barrier keeps XLA from computing the padding anew for each tap.
-    return lax.optimization_barrier(_pad(x, g.pads))
+    return lax.optimization_barrier(pad(x, g.pads))
 
 
 def depthwise_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -189,7 +124,7 @@ def depthwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.A
         phases(size, k, s, lo, out)
         for size, k, s, (lo, _), out in zip(g.x[1:3], g.kernel[:2], g.strides, g.pads, g.out[1:3], strict=True)
     )
-    dy = lax.optimization_barrier(_pad(dy, ((down.before, down.after), (right.before, right.after))))
+    dy = lax.optimization_barrier(pad(dy, ((down.before, down.after), (right.before, right.after))))
 
     def part(rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]) -> jax.Array:
         terms = [
@@ -217,7 +152,7 @@ def depthwise_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array
     x = _padded(
         g._replace(pads=((g.pads[0][0], g.pads[0][1] + missing * g.strides[0]), g.pads[1])), jnp.repeat(x, m, -1)
     )
-    dy = _pad(dy, ((0, missing), (0, 0)))
+    dy = pad(dy, ((0, missing), (0, 0)))
 
     def tap(x: jax.Array, dy: jax.Array, u: int, v: int) -> jax.Array:
         terms = [
@@ -225,7 +160,7 @@ def depthwise_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array
             * strided(dy, (i, 0), (blocks, wide), (step, 1))
             for i in range(step)
         ]
-        return column_sum(_rows(add_up(terms)))
+        return column_sum(rows(add_up(terms)))
 
     def taps(x: jax.Array, dy: jax.Array) -> jax.Array:
         return jnp.stack([tap(x, dy, u, v) for u in range(g.kernel[0]) for v in range(g.kernel[1])])
@@ -328,11 +263,13 @@ CONV = (
     Row(_is_pointwise, pointwise_conv, "no patches to gather"),
     Row(_is_depthwise, depthwise_conv, "XLA computes channels one by one: 123 → 3 ms"),
     Row(_is_grouped, grouped_conv, "so it does groups: 120 → 11 ms"),
+    Row(winograd.suits, winograd.winograd_conv, "2.25 times fewer products: 78 → 39 ms"),
 )
 INPUT_GRAD = (
     Row(_is_pointwise, pointwise_input_grad, "no patches to gather"),
     Row(_is_depthwise, depthwise_input_grad, "XLA computes channels one by one: 922 → 9 ms"),
     Row(_is_grouped, grouped_input_grad, "so it does groups"),
+    Row(winograd.suits, winograd.winograd_input_grad, "2.25 times fewer products: 78 → 43 ms"),
     Row(_is_strided, dense_input_grad_by_phases, "no products with zeros between the pixels: 12 → 8 ms"),
     Row(
         _is_padded_beyond,
@@ -344,4 +281,5 @@ KERNEL_GRAD = (
     Row(_is_pointwise, pointwise_kernel_grad, "XLA transposes both sides: 128 → 6 ms"),
     Row(_is_depthwise, depthwise_kernel_grad, "XLA computes channels one by one: 247 → 3 ms"),
     Row(_is_grouped, grouped_kernel_grad, "8 s → 11 ms"),
+    Row(winograd.suits, winograd.winograd_kernel_grad, "2.25 times fewer products: 81 → 49 ms"),
 )

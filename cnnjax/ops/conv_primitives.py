@@ -12,7 +12,7 @@ import jax
 from jax.interpreters import ad
 
 from cnnjax.ops import conv_forms, dispatch
-from cnnjax.ops.conv_forms import Geometry
+from cnnjax.ops.geometry import Geometry
 
 
 def conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:

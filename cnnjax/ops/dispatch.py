@@ -1,8 +1,8 @@
 """Operations that are lax' own everywhere but on CPUs, where they take a form chosen by their shape.
 
-Convolution, pooling and channel sums are JAX primitives here, so that the choice falls when a program is lowered and the
-platform is known, and so that everything JAX does with lax' operations (forward mode, gradients of gradients, vmap,
-remat, export) works with these. A table of ``Row`` per primitive says which form suits what, and why.
+Convolution, pooling and channel sums are JAX primitives here. So the choice falls when a program is lowered and its
+platform is known, and everything JAX does with lax' operations (forward mode, gradients of gradients, vmap, remat,
+export) works with these. A table of ``Row`` per primitive says which form suits what, and why.
 """
 
 import contextlib

@@ -16,7 +16,7 @@ from jax import lax
 from jax.interpreters import ad
 
 from cnnjax.ops import dispatch
-from cnnjax.ops.conv_forms import interleave, phases, strided
+from cnnjax.ops.geometry import interleave, phases, strided
 from cnnjax.ops.reduce import add_up
 from cnnjax.ops.window import Pads
 

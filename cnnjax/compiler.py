@@ -20,14 +20,13 @@ def options(platform: str | None = None) -> dict[str, str]:
     return {"xla_cpu_experimental_ynn_fusion_type": ""} if known and platform == "cpu" else {}
 
 
-def enable_cache(folder: Path) -> None:
-    """Keeps compiled programs under ``folder``, so that a script started again does not compile again.
+def enable_cache() -> None:
+    """Keeps compiled programs on disk, so that a script started again does not compile again.
 
-    ``JAX_COMPILATION_CACHE_DIR`` overrules it.
+    They lie in ``$JAX_COMPILATION_CACHE_DIR``, else ``~/.cache/cnnjax``, which may be removed at any time.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "cnnjax"))
 
 
 # From glibc's malloc.h.

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from cnnjax import compiler
 from cnnjax.types import UserError
 
 
@@ -243,9 +244,13 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def main(run: Callable[[], object]) -> None:
-    """Runs a script's main function; what the user can put right becomes one line on stderr and exit status 2."""
+    """Runs a script's main function; what the user can put right becomes one line on stderr and exit status 2.
+
+    Compiled programs are kept for the next run, see ``compiler.enable_cache``.
+    """
     # What Orbax's threads log, with tracebacks, is raised in the main thread too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    compiler.enable_cache()
     try:
         run()
     except (UserError, OSError) as error:

@@ -125,7 +125,8 @@ class Fashion(linen.Module):
 
     @linen.compact
     def __call__(self, x: Array, *, train: bool = False) -> jax.Array:
-        return FashionCNN(10, name="model")(x, train=train)[0]
+        logits, _ = FashionCNN(10, name="model")(x, train=train)
+        return logits
 
 
 # Name → (module, image shape, batch size). Batches are what a laptop with 8 GB trains in comfort.

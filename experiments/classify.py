@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from cnnjax import fit, losses, models, optim, plot, report, sharding, train
+from cnnjax import compiler, fit, losses, models, optim, plot, report, sharding, train
 from cnnjax.data import augment, catalog, host, pipeline, sources
 from cnnjax.metrics import classification
 from cnnjax.tasks import classify
@@ -80,6 +80,8 @@ class Config:
     """Compute a batch in so many parts: less memory."""
     remat: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    tune_malloc: bool = False
+    """Keep freed memory in the process (glibc only): on CPUs 5 to 10 % faster, memory stays at its peak."""
 
     shift: float | None = None
     """Pixels, at most, in each direction."""
@@ -151,7 +153,7 @@ RANGES = {
     "below_one": ("momentum", "label_smoothing", "ema_decay", "zoom", "brightness", "contrast"),
 }
 # What may differ when a run is resumed: where things are and how they are read, not what is computed.
-FREE = ("run_dir", "data_dir", "in_memory_bytes", "threads", "workers", "checkpoint_every")
+FREE = ("run_dir", "data_dir", "in_memory_bytes", "threads", "workers", "checkpoint_every", "tune_malloc")
 SMOKE_EXAMPLES = 64
 
 
@@ -280,6 +282,8 @@ def schedule(config: Config, per_epoch: int) -> Callable:
 def main(config: Config) -> dict[str, float]:
     """Trains, looks at the test split once, writes the report; returns the summary."""
     sharding.start()
+    if config.tune_malloc:
+        compiler.tune_malloc()
     config = resolve(config)
     mesh = sharding.make_mesh()
     sharding.check_batch(config.batch_size, mesh, config.accumulate)

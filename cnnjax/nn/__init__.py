@@ -5,6 +5,7 @@ to make fast. The pooling functions have no parameters and are those of ``ops.po
 """
 
 from cnnjax.nn.conv import Conv, ConvTranspose, DepthwiseConv, SeparableConv
+from cnnjax.nn.fold import fold_batch_norm
 from cnnjax.nn.norm import BatchNorm, LocalResponseNorm, local_response_norm
 from cnnjax.nn.pool import Subsample
 from cnnjax.ops.pool import avg_pool, depth_max_pool, global_avg_pool, max_pool
@@ -19,6 +20,7 @@ __all__ = [
     "Subsample",
     "avg_pool",
     "depth_max_pool",
+    "fold_batch_norm",
     "global_avg_pool",
     "local_response_norm",
     "max_pool",

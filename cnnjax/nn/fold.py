@@ -8,6 +8,7 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from jax.extend.core import Jaxpr, Var
 
 from cnnjax.nn.conv import Conv, DepthwiseConv
 from cnnjax.nn.norm import BatchNorm
@@ -31,7 +32,7 @@ def fold_batch_norm(model: linen.Module, variables: PyTree, image_shape: tuple[i
     Returns:
         Variables with the structure, shapes and types of the old. What is not foldable is as it was.
     """
-    shape = model.image_shape if image_shape is None else image_shape  # type: ignore[attr-defined]
+    shape = model.image_shape if image_shape is None else image_shape
     params = traverse_util.flatten_dict(variables["params"])
     stats = traverse_util.flatten_dict(variables.get("batch_stats", {}))
     for conv, (norm, epsilon) in _pairs(model, variables, shape).items():
@@ -52,34 +53,55 @@ def fold_batch_norm(model: linen.Module, variables: PyTree, image_shape: tuple[i
 
 
 def _pairs(model: linen.Module, variables: PyTree, shape: tuple[int, ...]) -> dict[Path, tuple[Path, float]]:
-    """Convolution → (the BatchNorm that alone takes its output, its epsilon)."""
+    """Convolution → (the BatchNorm that alone takes its output, its epsilon), layers called more than once left out."""
     calls: Counter[Path] = Counter()
-    sources: dict[int, Path] = {}
-    found: dict[Path, tuple[Path, float]] = {}
     outputs: dict[Path, jax.Array] = {}
+    found: dict[Path, tuple[Path, float]] = {}
 
-    def connect(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-        layer = context.module
-        if context.method_name != "__call__" or not isinstance(layer, (Conv, DepthwiseConv, BatchNorm)):
-            return call(*args, **kwargs)
+    def connect(layer: linen.Module, call: Callable[[], jax.Array], x: jax.Array) -> jax.Array:
         calls[layer.path] += 1
-        y = call(*args, **kwargs)
+        y = call()
         if isinstance(layer, BatchNorm):
-            if id(args[0]) in sources:
-                found[sources[id(args[0])]] = (layer.path, layer.epsilon)
-            return y
-        outputs[layer.path] = y
-        sources[id(y)] = layer.path
+            found.update({conv: (layer.path, layer.epsilon) for conv, output in outputs.items() if output is x})
+        else:
+            outputs[layer.path] = y
         return y
 
-    _trace(model, variables, shape, connect)
-    once = {conv: norm for conv, norm in found.items() if calls[conv] == calls[norm[0]] == 1}
-    return {conv: norm for conv, norm in once.items() if not _used_elsewhere(model, variables, shape, conv, norm[0])}
+    _trace(model, variables, shape, connect, {})
+    pairs = {conv: norm for conv, norm in found.items() if calls[conv] == calls[norm[0]] == 1}
+    norms = {norm for norm, _ in pairs.values()}
+
+    # Traced again with each output an argument of its own and the normalizations cut off, what still reads an output
+    # is something else: an endpoint, a shortcut.
+    def cut(layer: linen.Module, call: Callable[[], jax.Array], x: jax.Array) -> jax.Array:
+        if layer.path in norms:
+            return jnp.zeros(x.shape, x.dtype)
+        return marks.pop(layer.path) if layer.path in marks else call()
+
+    marks: dict[Path, Any] = {conv: jax.ShapeDtypeStruct(outputs[conv].shape, outputs[conv].dtype) for conv in pairs}
+    order = sorted(marks)
+    jaxpr = _trace(model, variables, shape, cut, marks)
+    read = {v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, Var)} | set(jaxpr.outvars)
+    alone = {
+        conv for conv, var in zip(order, jaxpr.invars[len(jaxpr.invars) - len(order) :], strict=True) if var not in read
+    }
+    return {conv: norm for conv, norm in pairs.items() if conv in alone}
 
 
-def _trace(model: linen.Module, variables: PyTree, shape: tuple[int, ...], intercept: Callable) -> Any:
-    def run(variables: PyTree, images: jax.Array) -> Any:
+def _trace(
+    model: linen.Module, variables: PyTree, shape: tuple[int, ...], around: Callable, marks: dict[Path, Any]
+) -> Jaxpr:
+    """The jaxpr of inference with ``around(layer, call, x)`` at each convolution and BatchNorm; marks come last."""
+
+    def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        if context.method_name == "__call__" and isinstance(context.module, (Conv, DepthwiseConv, BatchNorm)):
+            return around(context.module, lambda: call(*args, **kwargs), args[0])
+        return call(*args, **kwargs)
+
+    def run(variables: PyTree, images: jax.Array, values: list[jax.Array]) -> Any:
+        marks.update(zip(sorted(marks), values, strict=True))
         with linen.intercept_methods(intercept):
             return model.apply(variables, images, train=False)
 
-    return jax.make_jaxpr(run)(variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    return jax.make_jaxpr(run)(variables, images, [marks[path] for path in sorted(marks)]).jaxpr

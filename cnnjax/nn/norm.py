@@ -66,7 +66,8 @@ def batch_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[jax
     count = x.size // x.shape[-1]
     mean = channel_sum(x) / count
     var = channel_sum(jnp.square(x - mean)) / count
-    return (x - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias, mean, var
+    y = jnp.multiply(x - mean, jax.lax.rsqrt(var + epsilon) * scale) + bias
+    return y, mean, var
 
 
 @batch_norm.defjvp

@@ -77,7 +77,7 @@ def dense_input_grad_by_phases(g: Geometry, dy: jax.Array, kernel: jax.Array) ->
 
 
 def _dense_phase(g: Geometry, dy: jax.Array, kernel: jax.Array, *dims: tuple[Phases, int]) -> jax.Array:
-    counts = tuple(phase.count for phase, _ in dims)
+    counts = tuple(phase.size for phase, _ in dims)
     if not all(phase.taps[a] for phase, a in dims):
         return jnp.zeros((g.x[0], *counts, g.x[3]), dy.dtype)
     part = kernel
@@ -86,7 +86,7 @@ def _dense_phase(g: Geometry, dy: jax.Array, kernel: jax.Array, *dims: tuple[Pha
         first, last = phase.taps[a][0], phase.taps[a][-1]
         part = lax.slice_in_dim(part, first[0], last[0] + 1, g.strides[axis], axis)
         # Windows from last's shift to count − 1 + first's shift.
-        pads.append((-last[1], phase.count - 1 + first[1] - (dy.shape[1 + axis] - 1)))
+        pads.append((-last[1], phase.size - 1 + first[1] - (dy.shape[1 + axis] - 1)))
     dy = pad(dy, [(min(lo, 0), min(hi, 0)) for lo, hi in pads])
     pads = [(max(lo, 0), max(hi, 0)) for lo, hi in pads]
     if part.shape[:2] == (1, 1):
@@ -128,11 +128,11 @@ def depthwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.A
 
     def part(rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]) -> jax.Array:
         terms = [
-            strided(dy, (down.before + i, right.before + j), (down.count, right.count), (1, 1)) * kernel[u, v, 0]
+            strided(dy, (down.before + i, right.before + j), (down.size, right.size), (1, 1)) * kernel[u, v, 0]
             for u, i in rows
             for v, j in columns
         ]
-        return add_up(terms) if terms else jnp.zeros((g.x[0], down.count, right.count, g.x[3]), dy.dtype)
+        return add_up(terms) if terms else jnp.zeros((g.x[0], down.size, right.size, g.x[3]), dy.dtype)
 
     dx = interleave([[part(rows, columns) for columns in right.taps] for rows in down.taps], g.x[1:3])
     return dx if m == 1 else dx.reshape(*g.x[:3], -1, m).sum(-1)

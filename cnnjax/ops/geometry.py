@@ -14,14 +14,14 @@ from cnnjax.ops.window import Pads
 class Geometry(NamedTuple):
     """Shapes and settings of a 2-D convolution."""
 
-    x: tuple[int, int, int, int]
-    kernel: tuple[int, int, int, int]
-    strides: tuple[int, int]
+    x: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
     pads: Pads
     groups: int
 
     @property
-    def out(self) -> tuple[int, int, int, int]:
+    def out(self) -> tuple[int, ...]:
         """``(n, h, w, features)`` of the result."""
         high, wide = (
             (size + sum(pads) - k) // s + 1
@@ -40,7 +40,7 @@ def pad(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
     return lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *((lo, hi, 0) for lo, hi in pads), (0, 0, 0)))
 
 
-def strided(x: jax.Array, start: tuple[int, int], count: tuple[int, int], strides: tuple[int, int]) -> jax.Array:
+def strided(x: jax.Array, start: Sequence[int], count: Sequence[int], strides: Sequence[int]) -> jax.Array:
     """``count`` pixels in each direction, from ``start``, by ``strides``."""
     (n, _, _, c), (i, j), (high, wide), (s, t) = x.shape, start, count, strides
     return lax.slice(x, (0, i, j, 0), (n, i + (high - 1) * s + 1, j + (wide - 1) * t + 1, c), (1, s, t, 1))
@@ -49,11 +49,11 @@ def strided(x: jax.Array, start: tuple[int, int], count: tuple[int, int], stride
 class Phases(NamedTuple):
     """One dimension of a strided window, seen from its input.
 
-    Input pixel ``q · s + a`` meets tap u of window ``q + shift``, for each ``(u, shift)`` in ``taps[a]``; ``count``
+    Input pixel ``q · s + a`` meets tap u of window ``q + shift``, for each ``(u, shift)`` in ``taps[a]``; ``size``
     values of q cover the input. Windows from ``−before`` to ``last + after`` occur.
     """
 
-    count: int
+    size: int
     before: int
     after: int
     taps: tuple[tuple[tuple[int, int], ...], ...]

@@ -24,13 +24,13 @@ from cnnjax.ops.window import Pads
 class Geometry(NamedTuple):
     """Shapes of a 2-D pooling of ``x [n, h, w, c]``."""
 
-    x: tuple[int, int, int, int]
-    window: tuple[int, int]
-    strides: tuple[int, int]
+    x: tuple[int, ...]
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
     pads: Pads
 
     @property
-    def out(self) -> tuple[int, int, int, int]:
+    def out(self) -> tuple[int, ...]:
         """``(n, h, w, c)`` of the result."""
         high, wide = (
             (size + sum(pads) - k) // s + 1
@@ -101,7 +101,7 @@ def _place_by_phases(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
         dy = lax.optimization_barrier(lax.pad(dy, np.zeros((), dy.dtype), config))
 
     def part(rows: tuple, columns: tuple) -> jax.Array:
-        count, terms = (down.count, right.count), []
+        count, terms = (down.size, right.size), []
         for u, i in rows:
             for v, j in columns:
                 start = (down.before + i, right.before + j)

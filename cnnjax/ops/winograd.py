@@ -16,7 +16,7 @@ from jax import lax
 from cnnjax.ops.geometry import Geometry, interleave, pad, rows, strided
 from cnnjax.ops.reduce import add_up
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 _BT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _AT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
@@ -34,7 +34,7 @@ def _sum(signs: np.ndarray, terms: Sequence[jax.Array]) -> jax.Array:
 def _transformed_kernel(kernel: jax.Array) -> jax.Array:
     """``G g Gᵀ`` for every pair of channels, as one small product: ``[3, 3, i, o]`` → ``[16, i, o]``."""
     both = np.kron(_G, _G).astype(kernel.dtype)
-    return (both @ kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
+    return jnp.matmul(both, kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
 
 
 def _tiles(m: np.ndarray, x: jax.Array, before: tuple[int, int], out: Sequence[int]) -> list[jax.Array]:
@@ -112,7 +112,7 @@ def winograd_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
         zero = [jnp.zeros(g.kernel[2:], x.dtype)] * 16
         total, _ = lax.scan(add, zero, (_groups(x, size), _groups(dy, size)))
     both = np.kron(_G.T, _G.T).astype(x.dtype)
-    return (both @ jnp.stack(total).reshape(16, -1)).reshape(g.kernel)
+    return jnp.matmul(both, jnp.stack(total).reshape(16, -1)).reshape(g.kernel)
 
 
 def suits(g: Geometry) -> bool:

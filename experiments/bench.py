@@ -1,7 +1,7 @@
 """Images per second that networks train and infer at on the CPU: cnnjax, plain lax, torch and Keras on JAX in turn.
 
     pip install -e '.[bench]'
-    python experiments/bench.py                                         # about 25 min on 2 CPU cores, 8 GB
+    python experiments/bench.py                                         # about 25 min on 2 CPU cores, 12 GB
     python experiments/bench.py --nets fashion_cnn --modes train        # about 1 min
     python experiments/bench.py --smoke                                 # seconds, needs nothing beyond cnnjax
 
@@ -13,7 +13,7 @@ pass in training mode, cross-entropy, backward pass, SGD with momentum; or logit
 ``parameters`` in summary.json). cnnjax folds BatchNorm into the convolutions for inference, the others do not.
 Compare memory by peak MiB: temp MiB leaves out what XLA's YNNPACK calls allocate, which is most of lax' inference.
 
-To expect on 2 cores with AVX-512: training takes cnnjax 1.0 to 1.7 times torch's time, lax 2 to 10 times.
+To expect on 2 cores with AVX-512: training takes cnnjax 1.0 to 1.1 times torch's time, lax 1.4 to 7 times.
 """
 
 import contextlib

@@ -9,8 +9,7 @@ import itertools
 
 import numpy as np
 
-from cnnjax.ops import pool_primitives
-from cnnjax.ops.geometry import Geometry
+from cnnjax.ops.geometry import Geometry, PoolGeometry
 
 
 def _taps(g: Geometry) -> list[tuple[tuple[int, int], tuple[slice, ...]]]:
@@ -58,7 +57,7 @@ def kernel_grad(g: Geometry, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
     return dk
 
 
-def max_pool_pick(g: pool_primitives.Geometry, x: np.ndarray, dx: np.ndarray) -> np.ndarray:
+def max_pool_pick(g: PoolGeometry, x: np.ndarray, dx: np.ndarray) -> np.ndarray:
     """dx at the maximum of each window of x, the first of equal ones, row by row."""
     pads, (_, high, wide, _), (s, t) = ((0, 0), *g.pads, (0, 0)), g.out, g.strides
     x, dx = np.pad(x, pads, constant_values=-np.inf), np.pad(dx, pads)

@@ -15,7 +15,7 @@ from jax import lax
 from cnnjax.nn.norm import batch_norm
 from cnnjax.ops import conv_forms, dispatch, pool_primitives, reduce, winograd
 from cnnjax.ops.conv import conv
-from cnnjax.ops.geometry import Geometry
+from cnnjax.ops.geometry import Geometry, PoolGeometry
 from cnnjax.ops.pool import max_pool
 from cnnjax.ops.window import explicit_pads
 
@@ -96,7 +96,7 @@ def poolings(draw):
         if padding != "VALID":
             padding = tuple(tuple(min(p, k - 1) for p in pair) for pair, k in zip(padding, window, strict=True))
     pads = explicit_pads(padding, sides, window, strides)
-    return pool_primitives.Geometry((n, *sides, c), window, strides, pads), padding
+    return PoolGeometry((n, *sides, c), window, strides, pads), padding
 
 
 def lax_max_pool(g, x):
@@ -198,7 +198,7 @@ CONVOLUTIONS = [
     )
 ]
 POOLINGS = [
-    pool_primitives.Geometry((n, *sides, c), window, strides, pads)
+    PoolGeometry((n, *sides, c), window, strides, pads)
     for n, sides, c, window, strides, pads in itertools.product(
         (2, 32), ((9, 12), (28, 28)), (1, 16), ((2, 2), (2, 3), (3, 3)), ((1, 1), (2, 2), (2, 3)), PADS[:2]
     )

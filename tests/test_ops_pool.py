@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.test_util import check_grads
 
 from cnnjax.ops import pool
@@ -122,3 +123,15 @@ def test_errors_name_both_sides(function, args, kwargs, message):
 def test_global_average_needs_a_map():
     with pytest.raises(ValueError, match=r"got shape \(2, 5\)"):
         pool.global_avg_pool(np.zeros((2, 5)))
+
+
+@pytest.mark.parametrize("window", [8, 9, 16, 20])
+def test_the_gradient_of_large_windows_is_lax_too(window):
+    """Up to 64 pixels a form of our own, beyond it lax: a place in 20×20 does not fit into a byte."""
+    x = np.random.default_rng(0).permutation(2 * 24 * 24 * 3).reshape(2, 24, 24, 3).astype(np.float32)
+
+    def plain(x):
+        return lax.reduce_window(x, -np.inf, lax.max, (1, window, window, 1), (1, 2, 2, 1), "VALID")
+
+    want = jax.grad(lambda x: (plain(x) ** 2).sum())(x)
+    np.testing.assert_array_equal(jax.grad(lambda x: (pool.max_pool(x, window, strides=2) ** 2).sum())(x), want)

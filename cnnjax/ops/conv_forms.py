@@ -74,13 +74,11 @@ def pointwise_kernel_grad_by_image(g: Geometry, x: jax.Array, dy: jax.Array) -> 
 
 def dense_input_grad_by_phases(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
     """dx of a strided convolution: per phase a dense convolution of dy with that phase's taps."""
-    (_, size, wide, _), (_, out, out_wide, _) = g.x, g.out
-    down = phases(size, g.kernel[0], g.strides[0], g.pads[0][0], out)
-    right = phases(wide, g.kernel[1], g.strides[1], g.pads[1][0], out_wide)
+    down, right = phases(g)
     parts = [
         [_dense_phase(g, dy, kernel, (down, a), (right, b)) for b in range(g.strides[1])] for a in range(g.strides[0])
     ]
-    return interleave(parts, (size, wide))
+    return interleave(parts, g.x[1:3])
 
 
 def _dense_phase(g: Geometry, dy: jax.Array, kernel: jax.Array, *dims: tuple[Phases, int]) -> jax.Array:
@@ -92,7 +90,7 @@ def _dense_phase(g: Geometry, dy: jax.Array, kernel: jax.Array, *dims: tuple[Pha
     for axis, (phase, a) in enumerate(dims):
         first, last = phase.taps[a][0], phase.taps[a][-1]
         part = lax.slice_in_dim(part, first[0], last[0] + 1, g.strides[axis], axis)
-        # Windows from last's shift to count − 1 + first's shift.
+        # Windows from last's shift to size − 1 + first's shift.
         pads.append((-last[1], phase.size - 1 + first[1] - (dy.shape[1 + axis] - 1)))
     dy = pad(dy, [(min(lo, 0), min(hi, 0)) for lo, hi in pads])
     pads = [(max(lo, 0), max(hi, 0)) for lo, hi in pads]
@@ -127,10 +125,7 @@ def depthwise_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def depthwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
     """dx, per phase the sum over its taps of a shifted dy times the tap's weights."""
     g, m = _repeated(g)
-    down, right = (
-        phases(size, k, s, lo, out)
-        for size, k, s, (lo, _), out in zip(g.x[1:3], g.kernel[:2], g.strides, g.pads, g.out[1:3], strict=True)
-    )
+    down, right = phases(g)
     dy = lax.optimization_barrier(pad(dy, ((down.before, down.after), (right.before, right.after))))
 
     def part(rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]) -> jax.Array:
@@ -255,7 +250,8 @@ def _is_large_pointwise(g: Geometry) -> bool:
 
 
 def _is_depthwise(g: Geometry) -> bool:
-    return g.groups > 1 and g.kernel[2] == 1
+    # More taps than 8×8 compile slowly, each being an expression of its own: such a kernel is grouped.
+    return g.groups > 1 and g.kernel[2] == 1 and math.prod(g.window) <= 64
 
 
 def _is_grouped(g: Geometry) -> bool:
@@ -267,21 +263,25 @@ def _is_strided(g: Geometry) -> bool:
 
 
 def _is_padded_beyond(g: Geometry) -> bool:
-    return any(max(pair) >= k for pair, k in zip(g.pads, g.kernel, strict=False))
+    return any(max(pair) >= k for pair, k in zip(g.pads, g.window, strict=True))
 
 
 CONV = (
     Row(_is_pointwise, pointwise_conv, "no patches to gather"),
-    Row(_is_depthwise, depthwise_conv, "XLA computes channels one by one: 123 → 3 ms"),
-    Row(_is_grouped, grouped_conv, "so it does groups: 120 → 11 ms"),
+    Row(_is_depthwise, depthwise_conv, "XLA computes channels one by one: 97 → 3 ms"),
+    Row(_is_grouped, grouped_conv, "so it does groups: 24 → 8 ms"),
     Row(winograd.suits, winograd.winograd_conv, "2.25 times fewer products: 78 → 39 ms"),
 )
 INPUT_GRAD = (
     Row(_is_pointwise, pointwise_input_grad, "no patches to gather"),
-    Row(_is_depthwise, depthwise_input_grad, "XLA computes channels one by one: 922 → 9 ms"),
-    Row(_is_grouped, grouped_input_grad, "so it does groups"),
+    Row(_is_depthwise, depthwise_input_grad, "XLA computes channels one by one: 189 → 2 ms with stride 2"),
+    Row(_is_grouped, grouped_input_grad, "so it does groups: 19 → 8 ms"),
     Row(winograd.suits, winograd.winograd_input_grad, "2.25 times fewer products: 78 → 43 ms"),
-    Row(_is_strided, dense_input_grad_by_phases, "no products with zeros between the pixels: 12 → 8 ms"),
+    Row(
+        _is_strided,
+        dense_input_grad_by_phases,
+        "no products with zeros: 27 → 12 ms; XLA aborts on some (jaxlib 0.10.2)",
+    ),
     Row(
         _is_padded_beyond,
         dense_input_grad_by_phases,
@@ -289,9 +289,13 @@ INPUT_GRAD = (
     ),
 )
 KERNEL_GRAD = (
-    Row(_is_large_pointwise, pointwise_kernel_grad_by_image, "one product over so many pixels is slower: 46 → 37 ms"),
-    Row(_is_pointwise, pointwise_kernel_grad, "XLA transposes both sides: 128 → 6 ms"),
-    Row(_is_depthwise, depthwise_kernel_grad, "XLA computes channels one by one: 247 → 3 ms"),
-    Row(_is_grouped, grouped_kernel_grad, "8 s → 11 ms"),
+    Row(
+        _is_large_pointwise,
+        pointwise_kernel_grad_by_image,
+        "as pointwise, and one product over so many pixels is slower: 46 → 37 ms",
+    ),
+    Row(_is_pointwise, pointwise_kernel_grad, "XLA transposes both sides: 20 → 9 ms"),
+    Row(_is_depthwise, depthwise_kernel_grad, "XLA computes channels one by one: 148 → 7 ms"),
+    Row(_is_grouped, grouped_kernel_grad, "so it does groups: 4.6 s → 15 ms"),
     Row(winograd.suits, winograd.winograd_kernel_grad, "2.25 times fewer products: 81 → 49 ms"),
 )

@@ -12,7 +12,7 @@ import jax
 from jax.interpreters import ad
 
 from cnnjax.ops import conv_forms, dispatch
-from cnnjax.ops.geometry import Geometry
+from cnnjax.ops.geometry import Geometry, fold
 
 
 def conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -30,14 +30,10 @@ def kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
     return _kernel_grad.bind(x, dy, geometry=g)
 
 
-def _fold(g: Geometry, copies: int) -> Geometry:
-    return g._replace(x=(copies * g.x[0], *g.x[1:]))
-
-
 _IMAGES = frozenset({0})
-_conv = dispatch.primitive("conv", lambda g: g.out, conv_forms.plain_conv, conv_forms.CONV, _fold, _IMAGES)
+_conv = dispatch.primitive("conv", lambda g: g.out, conv_forms.plain_conv, conv_forms.CONV, fold, _IMAGES)
 _input_grad = dispatch.primitive(
-    "conv_input_grad", lambda g: g.x, conv_forms.plain_input_grad, conv_forms.INPUT_GRAD, _fold, _IMAGES
+    "conv_input_grad", lambda g: g.x, conv_forms.plain_input_grad, conv_forms.INPUT_GRAD, fold, _IMAGES
 )
 _kernel_grad = dispatch.primitive(
     "conv_kernel_grad", lambda g: g.kernel, conv_forms.plain_kernel_grad, conv_forms.KERNEL_GRAD

@@ -1,7 +1,7 @@
 """Geometry of a 2-D window that slides over ``[n, h, w, c]``, as convolution and pooling on CPUs share it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,37 @@ class Geometry(NamedTuple):
     @property
     def out(self) -> tuple[int, ...]:
         """``(n, h, w, features)`` of the result."""
-        high, wide = (
-            (size + sum(pads) - k) // s + 1
-            for size, pads, k, s in zip(self.x[1:3], self.pads, self.kernel, self.strides, strict=False)
-        )
-        return (self.x[0], high, wide, self.kernel[-1])
+        return (self.x[0], *windows(self), self.kernel[-1])
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Of the kernel, in pixels."""
+        return self.kernel[:2]
+
+
+class PoolGeometry(NamedTuple):
+    """Shapes and settings of a 2-D pooling."""
+
+    x: tuple[int, ...]
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: Pads
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """``(n, h, w, c)`` of the result."""
+        return (self.x[0], *windows(self), self.x[3])
+
+
+def windows(g: Geometry | PoolGeometry) -> tuple[int, ...]:
+    """How many windows there are, down and across."""
+    sizes = zip(g.x[1:3], g.pads, g.window, g.strides, strict=True)
+    return tuple((size + sum(pads) - k) // s + 1 for size, pads, k, s in sizes)
+
+
+def fold(g: Any, copies: int) -> Any:
+    """The same geometry for a batch of so many batches."""
+    return g._replace(x=(copies * g.x[0], *g.x[1:]))
 
 
 def rows(x: jax.Array) -> jax.Array:
@@ -59,7 +85,16 @@ class Phases(NamedTuple):
     taps: tuple[tuple[tuple[int, int], ...], ...]
 
 
-def phases(size: int, k: int, s: int, lo: int, out: int) -> Phases:
+def phases(g: Geometry | PoolGeometry) -> tuple[Phases, Phases]:
+    """Those of the rows and of the columns."""
+    down, right = (
+        _phases(size, k, s, lo, out)
+        for size, k, s, (lo, _), out in zip(g.x[1:3], g.window, g.strides, g.pads, windows(g), strict=True)
+    )
+    return down, right
+
+
+def _phases(size: int, k: int, s: int, lo: int, out: int) -> Phases:
     """For an input of ``size``, window k, stride s, ``lo`` zeros before the input and ``out`` windows."""
     count = -(-size // s)
     taps = tuple(tuple((u, (a + lo - u) // s) for u in range((a + lo) % s, k, s)) for a in range(s))

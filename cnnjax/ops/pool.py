@@ -13,6 +13,7 @@ from jax import lax
 
 from cnnjax.ops import pool_primitives
 from cnnjax.ops.dispatch import by_shape
+from cnnjax.ops.geometry import PoolGeometry
 from cnnjax.ops.window import Ints, Padding, Pads, check_fits, check_rank, explicit_pads, per_dim
 from cnnjax.types import Array
 
@@ -35,7 +36,7 @@ def max_pool(x: Array, window: Ints, *, strides: Ints | None = None, padding: Pa
     size, steps, pads = _geometry(x, window, strides, padding)
     x = jnp.asarray(x)
     if len(size) == 2 and by_shape(x):
-        return pool_primitives.max_pool(pool_primitives.Geometry(x.shape, size, steps, pads), x)
+        return pool_primitives.max_pool(PoolGeometry(x.shape, size, steps, pads), x)
     lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     init = np.asarray(lowest, x.dtype)
     return lax.reduce_window(x, init, lax.max, (1, *size, 1), (1, *steps, 1), ((0, 0), *pads, (0, 0)))

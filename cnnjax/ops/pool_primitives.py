@@ -7,7 +7,7 @@
 Of equal maxima the first of the window counts, row by row, as in lax.
 """
 
-from typing import NamedTuple
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,48 +16,29 @@ from jax import lax
 from jax.interpreters import ad
 
 from cnnjax.ops import dispatch
-from cnnjax.ops.geometry import interleave, phases, strided
+from cnnjax.ops.geometry import PoolGeometry, fold, interleave, phases, strided
 from cnnjax.ops.reduce import add_up
-from cnnjax.ops.window import Pads
 
 
-class Geometry(NamedTuple):
-    """Shapes of a 2-D pooling of ``x [n, h, w, c]``."""
-
-    x: tuple[int, ...]
-    window: tuple[int, ...]
-    strides: tuple[int, ...]
-    pads: Pads
-
-    @property
-    def out(self) -> tuple[int, ...]:
-        """``(n, h, w, c)`` of the result."""
-        high, wide = (
-            (size + sum(pads) - k) // s + 1
-            for size, pads, k, s in zip(self.x[1:3], self.pads, self.window, self.strides, strict=True)
-        )
-        return (self.x[0], high, wide, self.x[3])
-
-
-def max_pool(g: Geometry, x: jax.Array) -> jax.Array:
+def max_pool(g: PoolGeometry, x: jax.Array) -> jax.Array:
     """``x [n, h, w, c]`` → ``y [n, *out, c]``."""
     return _max_pool.bind(x, geometry=g)
 
 
-def _plain_max_pool(g: Geometry, x: jax.Array) -> jax.Array:
+def _plain_max_pool(g: PoolGeometry, x: jax.Array) -> jax.Array:
     lowest = np.asarray(-np.inf, x.dtype)
     return lax.reduce_window(x, lowest, lax.max, (1, *g.window, 1), (1, *g.strides, 1), ((0, 0), *g.pads, (0, 0)))
 
 
-def _plain_pick(g: Geometry, x: jax.Array, dx: jax.Array) -> jax.Array:
+def _plain_pick(g: PoolGeometry, x: jax.Array, dx: jax.Array) -> jax.Array:
     return jax.jvp(lambda x: _plain_max_pool(g, x), (x,), (dx,))[1]
 
 
-def _plain_place(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
+def _plain_place(g: PoolGeometry, x: jax.Array, dy: jax.Array) -> jax.Array:
     return jax.vjp(lambda x: _plain_max_pool(g, x), x)[1](dy)[0]
 
 
-def _taps(g: Geometry, x: jax.Array, outside: float) -> list[jax.Array]:
+def _taps(g: PoolGeometry, x: jax.Array, outside: float) -> list[jax.Array]:
     """For each pixel of the window, row by row, the image of the values that all windows have there."""
     x = lax.pad(x, np.asarray(outside, x.dtype), ((0, 0, 0), *((lo, hi, 0) for lo, hi in g.pads), (0, 0, 0)))
     x = lax.optimization_barrier(x) if any(map(any, g.pads)) else x
@@ -65,7 +46,7 @@ def _taps(g: Geometry, x: jax.Array, outside: float) -> list[jax.Array]:
     return [strided(x, place, g.out[1:3], g.strides) for place in places]
 
 
-def _max_of_taps(g: Geometry, x: jax.Array) -> jax.Array:
+def _max_of_taps(g: PoolGeometry, x: jax.Array) -> jax.Array:
     taps = _taps(g, x, -np.inf)
     y = taps[0]
     for tap in taps[1:]:
@@ -73,7 +54,7 @@ def _max_of_taps(g: Geometry, x: jax.Array) -> jax.Array:
     return y
 
 
-def _place_of_max(g: Geometry, x: jax.Array) -> jax.Array:
+def _place_of_max(g: PoolGeometry, x: jax.Array) -> jax.Array:
     """Which pixel of its window is the maximum, counted row by row: ``[n, *out, c]`` of a byte each."""
     taps = _taps(g, x, -np.inf)
     best, place = taps[0], jnp.zeros(g.out, jnp.uint8)
@@ -83,17 +64,14 @@ def _place_of_max(g: Geometry, x: jax.Array) -> jax.Array:
     return lax.optimization_barrier(place)
 
 
-def _pick_by_place(g: Geometry, x: jax.Array, dx: jax.Array) -> jax.Array:
+def _pick_by_place(g: PoolGeometry, x: jax.Array, dx: jax.Array) -> jax.Array:
     place = _place_of_max(g, x)
     return add_up([jnp.where(place == i, tap, 0) for i, tap in enumerate(_taps(g, dx, 0))])
 
 
-def _place_by_phases(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
+def _place_by_phases(g: PoolGeometry, x: jax.Array, dy: jax.Array) -> jax.Array:
     """Per phase of pixels, the sum over the windows that reach it of dy where they chose it."""
-    down, right = (
-        phases(size, k, s, lo, out)
-        for size, k, s, (lo, _), out in zip(g.x[1:3], g.window, g.strides, g.pads, g.out[1:3], strict=True)
-    )
+    down, right = phases(g)
     config = ((0, 0, 0), (down.before, down.after, 0), (right.before, right.after, 0), (0, 0, 0))
     place, dy = _place_of_max(g, x), lax.optimization_barrier(dy)
     if any(map(any, config)):
@@ -112,21 +90,18 @@ def _place_by_phases(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
     return interleave([[part(rows, columns) for columns in right.taps] for rows in down.taps], g.x[1:3])
 
 
-def _always(_: Geometry) -> bool:
-    return True
+def _is_small(g: PoolGeometry) -> bool:
+    # Each pixel of the window is an expression of its own, and its place a byte.
+    return math.prod(g.window) <= 64
 
 
-def _fold(g: Geometry, copies: int) -> Geometry:
-    return g._replace(x=(copies * g.x[0], *g.x[1:]))
+MAX_POOL = (dispatch.Row(_is_small, _max_of_taps, "XLA's window loop is not vectorized over channels"),)
+PICK = (dispatch.Row(_is_small, _pick_by_place, "as place"),)
+PLACE = (dispatch.Row(_is_small, _place_by_phases, "XLA's select-and-scatter visits windows one by one"),)
 
-
-MAX_POOL = (dispatch.Row(_always, _max_of_taps, "XLA's window loop is not vectorized over channels"),)
-PICK = (dispatch.Row(_always, _pick_by_place, "as place"),)
-PLACE = (dispatch.Row(_always, _place_by_phases, "XLA's select-and-scatter visits windows one by one"),)
-
-_max_pool = dispatch.primitive("max_pool", lambda g: g.out, _plain_max_pool, MAX_POOL, _fold, frozenset({0}))
-_pick = dispatch.primitive("max_pool_pick", lambda g: g.out, _plain_pick, PICK, _fold, frozenset({0, 1}))
-_place = dispatch.primitive("max_pool_place", lambda g: g.x, _plain_place, PLACE, _fold, frozenset({0, 1}))
+_max_pool = dispatch.primitive("max_pool", lambda g: g.out, _plain_max_pool, MAX_POOL, fold, frozenset({0}))
+_pick = dispatch.primitive("max_pool_pick", lambda g: g.out, _plain_pick, PICK, fold, frozenset({0, 1}))
+_place = dispatch.primitive("max_pool_place", lambda g: g.x, _plain_place, PLACE, fold, frozenset({0, 1}))
 ad.defjvp(_max_pool, lambda dx, x, geometry: _pick.bind(x, dx, geometry=geometry))
 ad.defjvp(_pick, None, lambda ddx, x, _, geometry: _pick.bind(x, ddx, geometry=geometry))
 ad.defjvp(_place, None, lambda ddy, x, _, geometry: _place.bind(x, ddy, geometry=geometry))

@@ -37,7 +37,7 @@ def tune_malloc() -> bool:
     """Lets this process keep memory that it frees; False where the C library is not glibc.
 
     XLA allocates a program's temporary memory at each call. By default glibc gives it back to the system, which must
-    clear it page by page the next time: 5 to 10 % of a training step. The process then holds its peak until it ends.
+    clear it page by page the next time. The process then holds its peak until it ends.
     """
     if not sys.platform.startswith("linux"):
         return False

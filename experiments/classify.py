@@ -81,7 +81,7 @@ class Config:
     remat: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     tune_malloc: bool = False
-    """Keep freed memory in the process (glibc only): on CPUs 5 to 10 % faster, memory stays at its peak."""
+    """Keep freed memory in the process (glibc only): steps on CPUs are faster, memory stays at its peak."""
 
     shift: float | None = None
     """Pixels, at most, in each direction."""

@@ -155,21 +155,24 @@ def depthwise_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array
         g._replace(pads=((g.pads[0][0], g.pads[0][1] + missing * g.strides[0]), g.pads[1])), jnp.repeat(x, m, -1)
     )
     dy = pad(dy, ((0, missing), (0, 0)))
+    met = [(n - 1) * s + 1 for n, s in zip((blocks * step, wide), g.strides, strict=True)]  # pixels that a tap spans
 
-    def tap(x: jax.Array, dy: jax.Array, u: int, v: int) -> jax.Array:
+    def tap(x: jax.Array, dy: jax.Array, place: jax.Array) -> jax.Array:
+        x = lax.dynamic_slice(x, (0, *place, 0), (x.shape[0], *met, x.shape[3]))
         terms = [
-            strided(x, (u + i * g.strides[0], v), (blocks, wide), (step * g.strides[0], g.strides[1]))
+            strided(x, (i * g.strides[0], 0), (blocks, wide), (step * g.strides[0], g.strides[1]))
             * strided(dy, (i, 0), (blocks, wide), (step, 1))
             for i in range(step)
         ]
         return column_sum(rows(add_up(terms)))
 
     def taps(x: jax.Array, dy: jax.Array) -> jax.Array:
-        return jnp.stack([tap(x, dy, u, v) for u in range(g.kernel[0]) for v in range(g.kernel[1])])
+        # A loop over places: unrolled, nine taps take nine times as long to compile.
+        return lax.map(lambda place: tap(x, dy, place), np.argwhere(np.ones(g.window)))
 
     if math.prod(g.x) * x.dtype.itemsize <= _CACHED:
         return taps(x, dy).reshape(g.kernel)
-    zero = jnp.zeros((math.prod(g.kernel[:2]), g.kernel[-1]), x.dtype)
+    zero = jnp.zeros((math.prod(g.window), g.kernel[-1]), x.dtype)
     total, _ = lax.scan(lambda total, image: (total + taps(image[0][None], image[1][None]), None), zero, (x, dy))
     return total.reshape(g.kernel)
 

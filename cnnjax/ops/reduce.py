@@ -31,8 +31,12 @@ def spread(values: Array, shape: Shape) -> jax.Array:
 
 
 def column_sum(x: jax.Array) -> jax.Array:
-    """Sum over the rows of a matrix, as a product with ones."""
-    return jnp.ones(x.shape[0], x.dtype) @ x
+    """Sum over the rows of a matrix, as a product with ones.
+
+    Eight rows of ones give it eight times: that is a matrix product, which XLA has ready; for one row, a vector times
+    a matrix, it compiles code each time.
+    """
+    return (jnp.ones((8, x.shape[0]), x.dtype) @ x)[0]
 
 
 def add_up(terms: list[jax.Array]) -> jax.Array:
@@ -40,7 +44,7 @@ def add_up(terms: list[jax.Array]) -> jax.Array:
     return functools.reduce(lax.add, terms)
 
 
-_UNROLLED = 16  # rows added in one expression: more compile slowly, fewer leave more to the product
+_UNROLLED = 8  # rows added in one expression: more compile slowly, fewer leave more to the product
 
 
 def _plain_sum(shape: Shape, x: jax.Array) -> jax.Array:

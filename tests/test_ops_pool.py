@@ -67,6 +67,32 @@ def test_global_average():
     assert pool.global_avg_pool(x[0]).shape == (3, 5)
 
 
+@pytest.mark.parametrize(
+    ("spatial", "size"), [((7,), 3), ((5, 2), (3, 6)), ((6, 6), 6), ((13, 12), (6, 4)), ((1, 1), 2)]
+)
+def test_adaptive_average(spatial, size):
+    """Window i begins at floor(i · n / size) and ends before ceil((i + 1) · n / size)."""
+    x = np.random.default_rng(0).normal(size=(2, *spatial, 3)).astype(np.float32)
+    counts = (size,) * len(spatial) if isinstance(size, int) else size
+    want = np.zeros((2, *counts, 3))
+    for position in np.ndindex(*counts):
+        edges = [
+            (int(i * n / k), int(np.ceil((i + 1) * n / k))) for i, n, k in zip(position, spatial, counts, strict=True)
+        ]
+        window = x[(slice(None), *(slice(*edge) for edge in edges))]
+        want[(slice(None), *position)] = window.mean(tuple(range(1, x.ndim - 1)))
+    np.testing.assert_allclose(pool.adaptive_avg_pool(x, size), want, atol=1e-6)
+
+
+def test_adaptive_average_by_hand():
+    x = np.array([1, 2, 4, 8, 16], np.float32).reshape(1, 5, 1)
+    np.testing.assert_allclose(pool.adaptive_avg_pool(x, 3).ravel(), [1.5, 14 / 3, 12], rtol=1e-6)
+    np.testing.assert_allclose(pool.adaptive_avg_pool(x[:, :2], 3).ravel(), [1, 1.5, 2], rtol=1e-6)
+    check_grads(lambda x: pool.adaptive_avg_pool(x, 3), (x,), 2, modes=["rev"], eps=0.1)
+    with pytest.raises(ValueError, match=r"size.*got 0"):
+        pool.adaptive_avg_pool(x, 0)
+
+
 def test_depth_pooling():
     x = np.array([[1, 5, 2, 9, 0, 3]], np.float32)
     np.testing.assert_array_equal(pool.depth_max_pool(x, 3), [[5, 9]])
@@ -78,7 +104,12 @@ def test_depth_pooling():
 def test_half_precision_is_summed_in_float32():
     """In bfloat16 a running sum of ones stops at 256."""
     ones = jnp.ones((1, 32, 32, 1), jnp.bfloat16)
-    for y in (pool.avg_pool(ones, 32), pool.global_avg_pool(ones), pool.max_pool(ones, 32)):
+    for y in (
+        pool.avg_pool(ones, 32),
+        pool.global_avg_pool(ones),
+        pool.adaptive_avg_pool(ones, 1),
+        pool.max_pool(ones, 32),
+    ):
         assert y.dtype == jnp.bfloat16
         assert float(y.ravel()[0]) == 1
 

@@ -4,24 +4,41 @@ Models use these, never ``flax.linen``'s convolution, pooling and normalization,
 to make fast. The pooling functions have no parameters and are those of ``ops.pool``.
 """
 
+from cnnjax.nn.block import (
+    ConvNorm,
+    Head,
+    SqueezeExcite,
+    ceil_padding,
+    check_images,
+    he_normal_fan_out,
+    rematerialized,
+)
 from cnnjax.nn.conv import Conv, ConvTranspose, DepthwiseConv, SeparableConv
 from cnnjax.nn.fold import fold_batch_norm
 from cnnjax.nn.norm import BatchNorm, LocalResponseNorm, local_response_norm
 from cnnjax.nn.pool import Subsample
-from cnnjax.ops.pool import avg_pool, depth_max_pool, global_avg_pool, max_pool
+from cnnjax.ops.pool import adaptive_avg_pool, avg_pool, depth_max_pool, global_avg_pool, max_pool
 
 __all__ = [
     "BatchNorm",
     "Conv",
+    "ConvNorm",
     "ConvTranspose",
     "DepthwiseConv",
+    "Head",
     "LocalResponseNorm",
     "SeparableConv",
+    "SqueezeExcite",
     "Subsample",
+    "adaptive_avg_pool",
     "avg_pool",
+    "ceil_padding",
+    "check_images",
     "depth_max_pool",
     "fold_batch_norm",
     "global_avg_pool",
+    "he_normal_fan_out",
     "local_response_norm",
     "max_pool",
+    "rematerialized",
 ]

@@ -88,6 +88,37 @@ def global_avg_pool(x: Array, *, keepdims: bool = False) -> JaxArray:
     return x.mean(axes, dtype=wide, keepdims=keepdims).astype(x.dtype)
 
 
+def adaptive_avg_pool(x: Array, size: Ints) -> JaxArray:
+    """Average over ``size`` windows that together cover each dimension, summed in float32 or better.
+
+    Of n pixels window i has those from ``floor(i · n / size)`` to before ``ceil((i + 1) · n / size)``, as torch's
+    ``AdaptiveAvgPool2d``: windows may overlap, and repeat pixels where ``size`` > n.
+
+    Args:
+        x: ``[n, *spatial, c]``, float.
+        size: windows in each spatial dimension.
+
+    Returns:
+        ``[n, *size, c]`` in x's type.
+
+    Raises:
+        ValueError: rank or size do not fit; both sides are named.
+    """
+    counts = per_dim(size, check_rank(x), "size")
+    x = jnp.asarray(x)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    for axis, count in enumerate(counts, start=1):
+        pixels = x.shape[axis]
+        if count == pixels:
+            continue
+        weights = np.zeros((count, pixels), wide.dtype)
+        for i, row in enumerate(weights):
+            start, stop = i * pixels // count, -(-(i + 1) * pixels // count)
+            row[start:stop] = 1 / (stop - start)
+        wide = jnp.moveaxis(jnp.tensordot(weights, wide, (1, axis), precision=lax.Precision.HIGHEST), 0, axis)
+    return wide.astype(x.dtype)
+
+
 def depth_max_pool(x: Array, size: int) -> JaxArray:
     """Maximum over each group of ``size`` neighbouring channels (Fig. 14-10 of the chapter).
 

@@ -1,0 +1,120 @@
+"""What nearly every architecture is made of: convolution + BatchNorm + activation, squeeze-and-excitation, a head."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+from cnnjax.nn.conv import Conv, DepthwiseConv, he_normal
+from cnnjax.nn.norm import BatchNorm
+from cnnjax.ops.pool import global_avg_pool
+from cnnjax.ops.window import Ints, Padding
+from cnnjax.types import Array
+
+Activation = Callable[[jax.Array], jax.Array]
+# He et al. 2015 with the fan-out, a plain normal, as torchvision starts most of its networks.
+he_normal_fan_out = linen.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class ConvNorm(linen.Module):
+    """Convolution ``conv`` without bias, BatchNorm ``norm``, then ``activation`` (None: nothing).
+
+    Called as ``layer(x, train)`` on ``x [n, h, w, c]``. ``features=None`` is a depthwise convolution. The fields are
+    those of ``Conv`` and ``BatchNorm``; ``momentum`` and ``epsilon`` default to torch's.
+    """
+
+    features: int | None
+    kernel_size: Ints
+    strides: Ints = 1
+    padding: Padding = "SAME"
+    groups: int = 1
+    use_bias: bool = False
+    activation: Activation | None = linen.relu
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    use_scale: bool = True
+    dtype: Dtype | None = None
+    kernel_init: Initializer = he_normal
+    scale_init: Initializer = linen.initializers.ones_init()
+
+    @linen.compact
+    def __call__(self, x: Array, train: bool) -> jax.Array:
+        layer = DepthwiseConv if self.features is None else functools.partial(Conv, self.features, groups=self.groups)
+        y = layer(
+            kernel_size=self.kernel_size,
+            strides=self.strides,
+            padding=self.padding,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            name="conv",
+        )(x)
+        norm = BatchNorm(
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            use_scale=self.use_scale,
+            scale_init=self.scale_init,
+            name="norm",
+        )
+        y = norm(y, use_running_average=not train)
+        return y if self.activation is None else self.activation(y)
+
+
+class SqueezeExcite(linen.Module):
+    """Rescales each map by what all maps' averages say (Hu et al. 2018, sec. 3; Fig. 14-22 of the chapter).
+
+    Global average, dense layer ``reduce`` to c / ``reduction`` units with ReLU, dense layer ``expand`` to c units with
+    sigmoid, which multiply x. ``[n, h, w, c]`` → the same.
+    """
+
+    reduction: int = 16
+    dtype: Dtype | None = None
+
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dense = functools.partial(linen.Dense, dtype=self.dtype, kernel_init=he_normal)
+        squeezed = linen.relu(dense(x.shape[-1] // self.reduction, name="reduce")(global_avg_pool(x)))
+        gates = linen.sigmoid(dense(x.shape[-1], name="expand")(squeezed))
+        return x * gates[:, None, None, :]
+
+
+class Head(linen.Module):
+    """Dropout, then a dense layer that gives float32 logits: ``[n, c]`` → ``[n, num_classes]``."""
+
+    num_classes: int
+    dropout: float = 0.0
+    kernel_init: Initializer = linen.initializers.normal(0.01)
+
+    @linen.compact
+    def __call__(self, x: Array, train: bool) -> jax.Array:
+        x = linen.Dropout(self.dropout, deterministic=not train)(x)
+        return linen.Dense(self.num_classes, dtype=jnp.float32, kernel_init=self.kernel_init, name="dense")(x)
+
+
+def check_images(images: Array, smallest: int) -> None:
+    """ValueError unless ``images`` are ``[n, h, w, c]`` with h, w ≥ ``smallest`` pixels."""
+    if images.ndim != 4 or min(images.shape[1:3]) < smallest:
+        raise ValueError(
+            f"expected images [n, h, w, c] of at least {smallest} by {smallest} pixels, got shape {tuple(images.shape)}"
+        )
+
+
+def rematerialized(stage: type[linen.Module], remat: bool) -> type[linen.Module]:
+    """``stage``, called as ``stage(x, train)``; with ``remat`` the backward pass computes its activations anew."""
+    return linen.remat(stage, static_argnums=(2,)) if remat else stage
+
+
+def ceil_padding(x: Array, window: int, strides: int, padding: int = 0) -> tuple[tuple[int, int], ...]:
+    """Padding that gives pooling of ``x [n, h, w, c]`` the size rounded up, as Caffe's and torch's ``ceil_mode``.
+
+    ``padding`` before, as much or more after; a window that would begin beyond the padded end is left out.
+    """
+    pads = []
+    for size in x.shape[1:3]:
+        count = -(-(size + 2 * padding - window) // strides) + 1
+        count -= (count - 1) * strides >= size + padding
+        pads.append((padding, max((count - 1) * strides + window - size - padding, 0)))
+    return tuple(pads)

@@ -1,6 +1,6 @@
 """Image classification for any model that returns ``(logits, endpoints)``: loss, evaluation, prediction, pictures."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,16 +49,24 @@ def loss_fn(model: linen.Module, loss: ExampleLoss = cross_entropy) -> Callable:
 
     Returns:
       (variables, batch, key) → (mean loss, (new model state, sums)). ``batch["image"]`` is float, as augmentation left
-      it; the loss is taken on ``batch["target"]`` where that exists (mixed labels), else on ``batch["label"]``.
+      it; the loss is taken on ``batch["target"]`` where that exists (mixed labels), else on ``batch["label"]``. The loss
+      of auxiliary heads is added with the weights that the model's class gives in ``aux_weights``; the sums leave it
+      out.
     """
+    auxiliary: Mapping[str, float] = getattr(model, "aux_weights", {})
 
     def compute(variables: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[PyTree, Any]]:
         state_names = [name for name in variables if name != "params"]
-        (logits, _), state = model.apply(
+        (logits, endpoints), state = model.apply(
             variables, batch["image"], train=True, rngs={"dropout": key}, mutable=state_names
         )
-        losses = loss(logits, batch.get("target", batch["label"]))
-        return losses.mean(), (state, classification.sums(losses, logits, batch["label"]))
+        target = batch.get("target", batch["label"])
+        losses = loss(logits, target)
+        total = losses.mean()
+        for name, weight in auxiliary.items():
+            if name in endpoints:  # a model may be built without them
+                total += weight * loss(endpoints[name], target).mean()
+        return total, (state, classification.sums(losses, logits, batch["label"]))
 
     return compute
 

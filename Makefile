@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+PARITY_STAMP := $(VENV)/parity_installed
 
-.PHONY: help run test lint format clean
+.PHONY: help run test parity lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -20,6 +21,13 @@ run: $(STAMP)  ## train a CNN on the digits that ship with scikit-learn: results
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+$(PARITY_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[parity]'
+	@touch $@
+
+parity: $(PARITY_STAMP)  ## compare the models with torchvision's and timm's, which it installs (CUDA builds of torch are large)
+	$(BIN)/python -m pytest tests/parity --numprocesses 2 --dist worksteal
 
 lint: $(STAMP)  ## check style, format and types
 	$(BIN)/ruff check .

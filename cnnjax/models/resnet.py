@@ -1,0 +1,234 @@
+"""ResNet (He, Zhang, Ren & Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, Table 1), its pre-activation
+form ("Identity Mappings in Deep Residual Networks", ECCV 2016), and SE-ResNet (Hu, Shen & Sun, "Squeeze-and-Excitation
+Networks", CVPR 2018, Table 1).
+
+    stem     7×7, 64, stride 2; max pooling 3×3, stride 2
+    stage1   residual units of 64 maps (bottlenecks: 64, 64, 256)
+    stage2   128 (128, 128, 512), the first unit with stride 2
+    stage3   256 (256, 256, 1024), as before
+    stage4   512 (512, 512, 2048), as before
+    head     global average, num_classes
+
+    units per stage: 18: 2 2 2 2    34, 50: 3 4 6 3    101: 3 4 23 3    152: 3 8 36 3; bottlenecks from 50 on
+
+``resnet50`` has its stride in the 3×3 convolution, as torchvision (known as v1.5); ``resnet50_v1`` in the first 1×1, as
+the paper and Keras, of whose convolutions it leaves out the biases (BatchNorm takes them away again). The chapter calls
+a bottleneck 1×1, 1×1, 1×1: its middle is 3×3. ``resnet50_v2`` is Keras', after the authors' code: the stride in the
+last unit of a stage, biases where no BatchNorm follows.
+
+Kernels start as torchvision's, He normal by fan-out (the paper: by fan-in). With ``zero_init`` each residual branch
+ends in a scale of zero, so that units start as the identity (Goyal et al. 2017, sec. 5.1).
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from cnnjax import nn
+from cnnjax.types import Array
+
+_MAPS = (64, 128, 256, 512)  # of the 3×3 convolutions, by stage
+
+
+class Unit(linen.Module):
+    """``relu(x + branch(x))``; a 1×1 convolution on the shortcut where the shape changes.
+
+    The branch is 3×3, 3×3, or with ``bottleneck`` 1×1, 3×3, 1×1 with four times the maps; ``conv_norm`` makes layers.
+    """
+
+    maps: int
+    strides: int
+    bottleneck: bool
+    stride_first: bool
+    zero_init: bool
+    reduction: int | None
+    conv_norm: Any
+
+    @linen.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        features = 4 * self.maps if self.bottleneck else self.maps
+        first, second = (self.strides, 1) if self.stride_first or not self.bottleneck else (1, self.strides)
+        init = linen.initializers.zeros_init() if self.zero_init else linen.initializers.ones_init()
+        last = functools.partial(self.conv_norm, features, activation=None, scale_init=init)
+        if self.bottleneck:
+            y = self.conv_norm(self.maps, 1, strides=first, name="conv1")(x, train)
+            y = self.conv_norm(self.maps, 3, strides=second, padding=1, name="conv2")(y, train)
+            y = last(1, name="conv3")(y, train)
+        else:
+            y = self.conv_norm(self.maps, 3, strides=first, padding=1, name="conv1")(x, train)
+            y = last(3, padding=1, name="conv2")(y, train)
+        if self.reduction is not None:
+            y = nn.SqueezeExcite(self.reduction, dtype=self.conv_norm.keywords["dtype"], name="se")(y)
+        if self.strides > 1 or x.shape[-1] != features:
+            x = self.conv_norm(features, 1, strides=self.strides, activation=None, name="shortcut")(x, train)
+        return linen.relu(x + y)
+
+
+class Stage(linen.Module):
+    """``blocks`` units, the first with ``strides``; ``unit`` makes them."""
+
+    blocks: int
+    strides: int
+    unit: Any
+
+    @linen.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for i in range(self.blocks):
+            x = self.unit(strides=self.strides if i == 0 else 1, name=f"block{i + 1}")(x, train)
+        return x
+
+
+class ResNet(linen.Module):
+    """ResNet of the table above, for images ``[n, h, w, c]`` of any size, float.
+
+    ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
+    endpoints stem, stage1, stage2, stage3, stage4 ``[n, h / 2 … h / 32, w / …, maps]``, rounded up, and pooled
+    ``[n, maps]``. ``blocks`` are the units per stage, ``reduction`` that of squeeze-and-excitation (None: none),
+    ``dtype`` the type computed in (None: float32), ``remat`` computes each stage's activations anew in the backward
+    pass. ValueError unless images have four axes.
+    """
+
+    image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+
+    blocks: Sequence[int]
+    bottleneck: bool = True
+    stride_first: bool = False
+    reduction: int | None = None
+    num_classes: int | None = 1000
+    zero_init: bool = False
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    remat: bool = False
+    dtype: Dtype | None = None
+
+    @linen.compact
+    def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+        nn.check_images(images, 1)
+        conv_norm = functools.partial(
+            nn.ConvNorm,
+            kernel_init=nn.he_normal_fan_out,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+        )
+        unit = functools.partial(
+            Unit,
+            bottleneck=self.bottleneck,
+            stride_first=self.stride_first,
+            zero_init=self.zero_init,
+            reduction=self.reduction,
+            conv_norm=conv_norm,
+        )
+        endpoints: dict[str, jax.Array] = {}
+        x = endpoints["stem"] = conv_norm(64, 7, strides=2, padding=3, name="stem")(images, train)
+        x = nn.max_pool(x, 3, strides=2, padding=1)
+        stage = nn.rematerialized(Stage, self.remat)
+        for i, (blocks, maps) in enumerate(zip(self.blocks, _MAPS, strict=True)):
+            name = f"stage{i + 1}"
+            layer = stage(blocks, 2 if i else 1, functools.partial(unit, maps), name=name)
+            x = endpoints[name] = layer(x, train)
+        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        if self.num_classes is None:
+            return None, endpoints
+        return nn.Head(self.num_classes, name="head")(x, train), endpoints
+
+
+class PreActivationUnit(linen.Module):
+    """``shortcut + branch(relu(norm(x)))``: the branch is a bottleneck, whose last convolution has a bias.
+
+    With ``project`` the shortcut is a 1×1 convolution of the activated input, else x, or every second pixel of it.
+    """
+
+    maps: int
+    strides: int
+    project: bool
+    norm: Any
+    dtype: Dtype | None
+
+    @linen.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=nn.he_normal_fan_out)
+        active = linen.relu(self.norm(name="norm1")(x, use_running_average=not train))
+        if self.project:
+            x = conv(4 * self.maps, 1, strides=self.strides, name="shortcut")(active)
+        elif self.strides > 1:
+            x = x[:, :: self.strides, :: self.strides]
+        y = conv(self.maps, 1, use_bias=False, name="conv1")(active)
+        y = linen.relu(self.norm(name="norm2")(y, use_running_average=not train))
+        y = conv(self.maps, 3, strides=self.strides, padding=1, use_bias=False, name="conv2")(y)
+        y = linen.relu(self.norm(name="norm3")(y, use_running_average=not train))
+        return x + conv(4 * self.maps, 1, name="conv3")(y)
+
+
+class PreActivationStage(linen.Module):
+    """Units of which the last has ``strides``; returns also the map before it."""
+
+    blocks: int
+    strides: int
+    unit: Any
+
+    @linen.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        for i in range(self.blocks - 1):
+            x = self.unit(strides=1, project=i == 0, name=f"block{i + 1}")(x, train)
+        return self.unit(strides=self.strides, project=False, name=f"block{self.blocks}")(x, train), x
+
+
+class ResNetV2(linen.Module):
+    """Pre-activation ResNet with bottlenecks, for images ``[n, h, w, c]`` of any size, float.
+
+    ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
+    endpoints stem, stage1, stage2, stage3, stage4, the last map of each size ``[n, h / 2 … h / 32, w / …, maps]``,
+    rounded up (stage4 normalized and activated, the others sums, not activated), and pooled ``[n, maps]``. Fields as
+    ``ResNet``. ValueError unless images have four axes.
+    """
+
+    image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+
+    blocks: Sequence[int]
+    num_classes: int | None = 1000
+    momentum: float = 0.99
+    epsilon: float = 1.001e-5
+    remat: bool = False
+    dtype: Dtype | None = None
+
+    @linen.compact
+    def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+        nn.check_images(images, 1)
+        norm = functools.partial(nn.BatchNorm, momentum=self.momentum, epsilon=self.epsilon)
+        stem = nn.Conv(64, 7, strides=2, padding=3, dtype=self.dtype, kernel_init=nn.he_normal_fan_out, name="stem")(
+            images
+        )
+        endpoints = {"stem": stem}
+        # The padding is zeros, which win over negative values: nothing is activated yet.
+        x = nn.max_pool(jnp.pad(stem, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, strides=2)
+        stage = nn.rematerialized(PreActivationStage, self.remat)
+        for i, (blocks, maps) in enumerate(zip(self.blocks, _MAPS, strict=True)):
+            name = f"stage{i + 1}"
+            unit = functools.partial(PreActivationUnit, maps, norm=norm, dtype=self.dtype)
+            x, endpoints[name] = stage(blocks, 2 if i < 3 else 1, unit, name=name)(x, train)
+        x = endpoints["stage4"] = linen.relu(norm(name="norm")(x, use_running_average=not train))
+        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        if self.num_classes is None:
+            return None, endpoints
+        return nn.Head(self.num_classes, name="head")(x, train), endpoints
+
+
+_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+VARIANTS = {
+    "resnet18": functools.partial(ResNet, (2, 2, 2, 2), bottleneck=False),
+    "resnet34": functools.partial(ResNet, (3, 4, 6, 3), bottleneck=False),
+    **{f"resnet{depth}": functools.partial(ResNet, blocks) for depth, blocks in _BLOCKS.items()},
+    **{
+        f"resnet{depth}_v1": functools.partial(ResNet, blocks, stride_first=True, momentum=0.99, epsilon=1.001e-5)
+        for depth, blocks in _BLOCKS.items()
+    },
+    "resnet50_v2": functools.partial(ResNetV2, _BLOCKS[50]),
+    **{f"seresnet{depth}": functools.partial(ResNet, blocks, reduction=16) for depth, blocks in _BLOCKS.items()},
+}

@@ -1,0 +1,60 @@
+"""What the tests of a family of models ask of each: parameter counts, recomputation, image sizes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnjax import models
+
+KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+
+
+def abstract(model, shape):
+    """Variables for images ``shape`` as shapes, without computing."""
+    return jax.eval_shape(model.init, KEYS, jax.ShapeDtypeStruct(shape, np.float32))
+
+
+def counts(name, **fields):
+    """(parameters, BatchNorm statistics) of a model for its image shape."""
+    model = models.create(name, **fields)
+    variables = abstract(model, (1, *model.image_shape))
+    return tuple(sum(x.size for x in jax.tree.leaves(variables.get(key))) for key in ("params", "batch_stats"))
+
+
+def check_remat(name, size):
+    """With ``remat`` the parameters' tree is the same, and a training step's loss, statistics and gradient."""
+    images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    plain, recomputing = (models.create(name, num_classes=10, remat=remat) for remat in (False, True))
+    trees = [jax.tree.map(lambda x: x.shape, abstract(model, images.shape)) for model in (plain, recomputing)]
+    assert trees[0] == trees[1]
+    variables = jax.jit(plain.init)(KEYS, images)
+
+    def step(model):
+        def loss(params):
+            apply = functools.partial(model.apply, train=True, mutable=["batch_stats"], rngs=KEYS)
+            (logits, _), new = apply({**variables, "params": params}, images)
+            return jnp.square(logits).mean(), new
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+    (value, grads), (again, recomputed) = step(plain), step(recomputing)
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
+    assert largest > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4 * largest), grads, recomputed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6), value, again)
+
+
+def check_sizes(name, smallest, **fields):
+    """Images of ``smallest`` pixels will do, of one channel too; one pixel less raises ValueError that names it."""
+    model = models.create(name, **fields)
+    for shape in ((1, smallest, smallest, 3), (1, smallest, smallest + 6, 1)):
+        variables = abstract(model, shape)
+        logits, endpoints = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct(shape, np.float32))
+        assert logits.shape == (1, model.num_classes)
+        assert all(0 not in x.shape for x in endpoints.values())
+    for shape in ((1, smallest - 1, 64, 3), (1, 64, smallest - 1, 3), (64, 64, 3)):
+        with pytest.raises(ValueError, match=rf"at least {smallest} by {smallest} pixels, got shape \({shape[0]}, "):
+            abstract(model, shape)

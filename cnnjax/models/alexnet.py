@@ -1,0 +1,157 @@
+"""AlexNet (Krizhevsky, Sutskever & Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS
+2012, section 3.5 and Fig. 2; the chapter's Table 14-2), and torchvision's (Krizhevsky, "One weird trick for
+parallelizing convolutional neural networks", 2014).
+
+    name    maps  size     kernel, stride, padding     torchvision
+    in         3  227×227                              224×224
+    conv1     96   55×55   11×11, 4, none              64 maps, padding 2
+    pool1     96   27×27   3×3, 2, none
+    conv2    256   27×27   5×5, 1, same                192 maps
+    pool2    256   13×13   3×3, 2, none
+    conv3    384   13×13   3×3, 1, same
+    conv4    384   13×13   3×3, 1, same                256 maps
+    conv5    256   13×13   3×3, 1, same
+    pool5    256    6×6    3×3, 2, none                then averaged to 6×6, whatever the size
+    fc1     4096
+    fc2     4096
+    head    1000
+
+A ReLU follows every layer but the head. Local response normalization follows that of conv1 and conv2 (the table's C1
+and C3), before the pooling: in ``alexnet`` with the chapter's k = 1, alpha = 2e-5, in ``alexnet_two_tower`` with the
+paper's k = 2, alpha = 1e-4, both over 5 maps with beta = 0.75 and the sum not divided; torchvision's has none. The
+output of fc1 and fc2 is dropped with probability 0.5 in training; torchvision drops the input of both instead.
+
+In ``alexnet_two_tower`` conv2, conv4 and conv5 are two groups, as on the paper's two GPUs: each half of the maps sees
+only its half. The normalization goes over all maps, as the paper's equation (and Caffe): at the seam it sees both
+halves. The paper says 224×224 for its input, but 227×227 is what gives 55×55.
+
+Kernels start as He et al. 2015, biases at zero. The paper's start, kernels normal of deviation 0.01 and biases of one
+in conv2, conv4, conv5, fc1 and fc2, is for pixels of ±128: of images of unit deviation it lets next to nothing through.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import flax.linen as linen
+import jax
+from flax.typing import Dtype
+
+from cnnjax import nn
+from cnnjax.types import Array
+
+_KERNELS = (11, 5, 3, 3, 3)
+_GROUPED = (2, 4, 5)  # in the two towers
+_paper_lrn = functools.partial(nn.local_response_norm, radius=2, k=2.0, alpha=1e-4, beta=0.75)
+
+
+def _layer(module: linen.Module, x: Array, conv: Callable, norm: Callable | None, pool: bool) -> tuple[jax.Array, ...]:
+    """Convolution and ReLU; what it gives, and that normalized and pooled: the input of the next layer."""
+    y = linen.relu(conv()(x))  # into the module that calls; linen.remat wants to be given it
+    x = y if norm is None else norm(y)
+    return y, nn.max_pool(x, 3, strides=2) if pool else x
+
+
+def _convolutions(
+    module: linen.Module, images: Array, convs: Sequence[Callable], norm: Callable | None, remat: bool
+) -> dict[str, jax.Array]:
+    """The table from conv1 to pool5, as endpoints: ``convs`` make the layers, ``norm`` follows the first two."""
+    layer = linen.remat(_layer, static_argnums=(2, 3, 4)) if remat else _layer
+    endpoints: dict[str, jax.Array] = {}
+    x = images
+    for i, conv in enumerate(convs, start=1):
+        pool = i in (1, 2, 5)
+        named = functools.partial(conv, name=f"conv{i}")
+        endpoints[f"conv{i}"], x = layer(module, x, named, norm if i < 3 else None, pool)
+        if pool:
+            endpoints[f"pool{i}"] = x
+    endpoints["pooled"] = nn.global_avg_pool(x)
+    return endpoints
+
+
+class AlexNet(linen.Module):
+    """AlexNet of the table above, for images ``[n, h, w, c]`` with h, w ≥ 67 pixels, float.
+
+    ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
+    endpoints conv1, pool1, conv2, pool2, conv3, conv4, conv5, pool5 ``[n, h, w, maps]`` (convolutions after their
+    ReLU), pooled ``[n, 256]``, the average of pool5, and fc1, fc2 ``[n, 4096]``. fc1 has as many inputs as pool5 has
+    values, so its size follows that of the images; with ``num_classes=None`` neither it nor fc2 is built. In training
+    it needs the key ``rngs={"dropout": key}``. ``two_tower`` takes the groups and the normalization of 2012,
+    ``dropout`` is the probability that a unit is dropped, ``dtype`` the type computed in (None: float32), ``remat``
+    computes each layer's activations anew in the backward pass. ValueError for smaller images.
+    """
+
+    image_shape: ClassVar[tuple[int, int, int]] = (227, 227, 3)
+
+    two_tower: bool = False
+    num_classes: int | None = 1000
+    dropout: float = 0.5
+    remat: bool = False
+    dtype: Dtype | None = None
+
+    @linen.compact
+    def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+        nn.check_images(images, 67)
+        convs = [
+            functools.partial(
+                nn.Conv,
+                maps,
+                kernel,
+                strides=4 if i == 1 else 1,
+                padding="VALID" if i == 1 else "SAME",
+                groups=2 if self.two_tower and i in _GROUPED else 1,
+                dtype=self.dtype,
+            )
+            for i, (maps, kernel) in enumerate(zip((96, 256, 384, 384, 256), _KERNELS, strict=True), start=1)
+        ]
+        norm = _paper_lrn if self.two_tower else nn.local_response_norm
+        endpoints = _convolutions(self, images, convs, norm, self.remat)
+        if self.num_classes is None:
+            return None, endpoints
+        dense = functools.partial(linen.Dense, 4096, dtype=self.dtype, kernel_init=linen.initializers.he_normal())
+        x = endpoints["pool5"].reshape(len(images), -1)
+        x = endpoints["fc1"] = linen.relu(dense(name="fc1")(x))
+        x = linen.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        x = endpoints["fc2"] = linen.relu(dense(name="fc2")(x))
+        return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints
+
+
+class AlexNetTorchvision(linen.Module):
+    """AlexNet as in torchvision, see the table above, for images ``[n, h, w, c]`` with h, w ≥ 63 pixels, float.
+
+    ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
+    endpoints conv1, pool1, conv2, pool2, conv3, conv4, conv5, pool5, pooled, fc1, fc2, as ``AlexNet``, but fc1 has the
+    same size for all images. Fields and errors as there.
+    """
+
+    image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+
+    num_classes: int | None = 1000
+    dropout: float = 0.5
+    remat: bool = False
+    dtype: Dtype | None = None
+
+    @linen.compact
+    def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+        nn.check_images(images, 63)
+        conv = functools.partial(nn.Conv, dtype=self.dtype)
+        convs = [
+            functools.partial(conv, maps, kernel, strides=4 if i == 0 else 1, padding=2 if i == 0 else "SAME")
+            for i, (maps, kernel) in enumerate(zip((64, 192, 384, 256, 256), _KERNELS, strict=True))
+        ]
+        endpoints = _convolutions(self, images, convs, None, self.remat)
+        if self.num_classes is None:
+            return None, endpoints
+        x = nn.adaptive_avg_pool(endpoints["pool5"], 6).reshape(len(images), -1)
+        for name in ("fc1", "fc2"):
+            x = linen.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(x)
+            dense = linen.Dense(4096, dtype=self.dtype, kernel_init=linen.initializers.he_normal(), name=name)
+            x = endpoints[name] = linen.relu(dense(x))
+        return nn.Head(self.num_classes, name="head")(x, train), endpoints
+
+
+VARIANTS = {
+    "alexnet": AlexNet,
+    "alexnet_two_tower": functools.partial(AlexNet, two_tower=True),
+    "alexnet_torchvision": AlexNetTorchvision,
+}

@@ -1,0 +1,177 @@
+"""Inception v3 (Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, Table 1).
+
+    conv1       3×3, 32, stride 2, no padding
+    conv2       3×3, 32, no padding
+    conv3       3×3, 64                          then max pooling 3×3, stride 2
+    conv4       1×1, 80
+    conv5       3×3, 192, no padding             then max pooling 3×3, stride 2
+    mixed5b–d   3 modules of Fig. 5, on 35×35 maps: 1×1; 1×1, 5×5; 1×1, 3×3, 3×3; average pooling, 1×1
+    mixed6a     grid reduction, Fig. 10: 3×3; 1×1, 3×3, 3×3; max pooling, all with stride 2
+    mixed6b–e   4 modules of Fig. 6, on 17×17 maps: 1×1; 1×7, 7×1; twice that; average pooling, 1×1
+    aux1        average pooling 5×5, stride 3; 1×1, 128; 5×5, 768, no padding; global average; num_classes
+    mixed7a     grid reduction
+    mixed7b–c   2 modules of Fig. 7, on 8×8 maps: 1×1; 1×3 beside 3×1; 3×3, 1×3 beside 3×1; average pooling, 1×1
+    head        global average, dropout, num_classes
+
+All convolutions are followed by BatchNorm and ReLU. The paper's table has 3×3 convolutions where the authors' code,
+and so torchvision and Keras, have conv4 and the second pooling, and its Fig. 5 has a 3×3 where the code has the 5×5.
+This is the code's net.
+
+The default is torchvision's. In Keras' average pooling counts no padding (``count_include_pad=False``), there is no
+auxiliary head and no dropout, and BatchNorm has no scale, which is a scale of one. The weights expect channels in −1…1,
+which is preprocessing and not done here.
+
+The windows of the auxiliary head fit images of 299 pixels and more. Below that its map is divided evenly into 5×5
+windows, so that smaller images can be trained on; torchvision refuses them.
+
+Kernels start He normal (the authors' code: normal with deviation 0.1), those of the heads' last layers with
+deviation 0.01.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from cnnjax import nn
+from cnnjax.ops.window import Ints
+from cnnjax.types import Array
+
+# Maps, then the kernel; more than one kernel: as many convolutions of the same map, side by side.
+Layer = tuple[int, *tuple[Ints, ...]]
+Branches = Sequence[Sequence[Layer]]
+
+
+class Inception(linen.Module):
+    """Chains of convolutions side by side, and a pooling: ``[n, h, w, c]`` → ``[n, h, w, sum]``.
+
+    Layer ``branch{i}_{j}`` is the j-th of the i-th of ``branches``, with a letter where there are several. ``project``
+    are the maps of the 1×1 convolution after average pooling. None is a grid reduction: the last convolution of each
+    branch has stride 2 and no padding, and so has max pooling, which takes the average's place.
+    """
+
+    branches: Branches
+    project: int | None
+    count_include_pad: bool
+    conv_norm: Any
+
+    @linen.compact
+    def __call__(self, x: Array, train: bool) -> jax.Array:
+        joined = [self._branch(i, layers, x, train) for i, layers in enumerate(self.branches, start=1)]
+        if self.project is None:
+            joined.append(nn.max_pool(x, 3, strides=2))
+        else:
+            y = nn.avg_pool(x, 3, strides=1, padding=1, count_include_pad=self.count_include_pad)
+            joined.append(self.conv_norm(self.project, 1, name="project")(y, train))
+        return jnp.concatenate(joined, axis=-1)
+
+    def _branch(self, i: int, layers: Sequence[Layer], x: Array, train: bool) -> jax.Array:
+        y = jnp.asarray(x)
+        for j, (maps, *kernels) in enumerate(layers, start=1):
+            halve = self.project is None and j == len(layers)
+            conv = functools.partial(
+                self.conv_norm, maps, strides=2 if halve else 1, padding="VALID" if halve else "SAME"
+            )
+            letters = "ab" if len(kernels) > 1 else ("",)
+            named = zip(letters, kernels, strict=True)
+            y = jnp.concatenate([conv(k, name=f"branch{i}_{j}{letter}")(y, train) for letter, k in named], axis=-1)
+        return y
+
+
+def _fig6(maps: int) -> Branches:
+    """Branches of a module with factorized 7×7 convolutions of ``maps`` maps."""
+    wide, high = (1, 7), (7, 1)
+    return (
+        ((192, 1),),
+        ((maps, 1), (maps, wide), (192, high)),
+        ((maps, 1), (maps, high), (maps, wide), (maps, high), (192, wide)),
+    )
+
+
+_FIG5: Branches = (((64, 1),), ((48, 1), (64, 5)), ((64, 1), (96, 3), (96, 3)))
+_FIG7: Branches = (((320, 1),), ((384, 1), (384, (1, 3), (3, 1))), ((448, 1), (384, 3), (384, (1, 3), (3, 1))))
+_MODULES: dict[str, tuple[Branches, int | None]] = {
+    "mixed5b": (_FIG5, 32),
+    "mixed5c": (_FIG5, 64),
+    "mixed5d": (_FIG5, 64),
+    "mixed6a": ((((384, 3),), ((64, 1), (96, 3), (96, 3))), None),
+    "mixed6b": (_fig6(128), 192),
+    "mixed6c": (_fig6(160), 192),
+    "mixed6d": (_fig6(160), 192),
+    "mixed6e": (_fig6(192), 192),
+    "mixed7a": ((((192, 1), (320, 3)), ((192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3))), None),
+    "mixed7b": (_FIG7, 192),
+    "mixed7c": (_FIG7, 192),
+}
+
+
+class AuxiliaryHead(linen.Module):
+    """Float32 logits ``[n, num_classes]`` from a map within the net."""
+
+    num_classes: int
+    conv_norm: Any
+
+    @linen.compact
+    def __call__(self, x: Array, train: bool) -> jax.Array:
+        # 17 pixels are the fewest whose averages the 5×5 convolution fits.
+        x = nn.avg_pool(x, 5, strides=3) if min(x.shape[1:3]) >= 17 else nn.adaptive_avg_pool(x, 5)
+        x = self.conv_norm(128, 1, name="conv1")(x, train)
+        x = self.conv_norm(768, 5, padding="VALID", name="conv2")(x, train)
+        return nn.Head(self.num_classes, name="head")(nn.global_avg_pool(x), train)
+
+
+class InceptionV3(linen.Module):
+    """Inception v3 of the table above, for images ``[n, h, w, c]`` with h, w ≥ 75 pixels, float.
+
+    ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
+    endpoints conv3, conv5, mixed5b, mixed5c, mixed5d, mixed6a, mixed6b, mixed6c, mixed6d, mixed6e, mixed7a, mixed7b,
+    mixed7c ``[n, h / 2 … h / 32, w / …, maps]``, less the borders, and pooled ``[n, 2048]``. In training it needs the
+    key ``rngs={"dropout": key}``, and with ``aux`` there are also the logits aux1 ``[n, num_classes]`` float32, whose
+    loss is added with the weight in ``aux_weights``. ``dropout`` is the probability that a unit of pooled is dropped,
+    ``count_include_pad`` whether average pooling counts its padding, ``dtype`` the type computed in (None: float32),
+    ``remat`` computes each module's activations anew in the backward pass. ValueError for smaller images.
+    """
+
+    image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
+    aux_weights: ClassVar[dict[str, float]] = {"aux1": 0.4}  # as the authors' code
+
+    num_classes: int | None = 1000
+    aux: bool = True
+    dropout: float = 0.5
+    count_include_pad: bool = True
+    momentum: float = 0.9
+    epsilon: float = 1e-3
+    remat: bool = False
+    dtype: Dtype | None = None
+
+    @linen.compact
+    def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+        nn.check_images(images, 75)
+        conv_norm = functools.partial(nn.ConvNorm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
+        endpoints: dict[str, jax.Array] = {}
+        x = conv_norm(32, 3, strides=2, padding="VALID", name="conv1")(images, train)
+        x = conv_norm(32, 3, padding="VALID", name="conv2")(x, train)
+        x = endpoints["conv3"] = conv_norm(64, 3, name="conv3")(x, train)
+        x = conv_norm(80, 1, name="conv4")(nn.max_pool(x, 3, strides=2), train)
+        x = endpoints["conv5"] = conv_norm(192, 3, padding="VALID", name="conv5")(x, train)
+        x = nn.max_pool(x, 3, strides=2)
+        inception = nn.rematerialized(Inception, self.remat)
+        for name, (branches, project) in _MODULES.items():
+            layer = inception(branches, project, self.count_include_pad, conv_norm, name=name)
+            x = endpoints[name] = layer(x, train)
+        # Its parameters are made whenever variables are.
+        if self.aux and self.num_classes is not None and (train or self.is_initializing()):
+            logits = AuxiliaryHead(self.num_classes, conv_norm, name="aux1")(endpoints["mixed6e"], train)
+            if train:
+                endpoints["aux1"] = logits
+        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        if self.num_classes is None:
+            return None, endpoints
+        return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints
+
+
+VARIANTS = {"inception_v3": InceptionV3}

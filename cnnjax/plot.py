@@ -208,6 +208,40 @@ def bars(values: Mapping[str, Mapping[str, float]], label: str, suptitle: str = 
     return figure
 
 
+def bubbles(points: Mapping[str, tuple[float, float, float]], x_label: str, y_label: str, suptitle: str = "") -> Figure:
+    """Named circles at (x, y), their area in proportion to a third number; x on a logarithmic scale.
+
+    Args:
+        points: name → (x > 0, y, area ≥ 0).
+        x_label: of the horizontal axis, with its unit.
+        y_label: of the vertical axis, with its unit.
+        suptitle: a line above all.
+
+    Raises:
+        ValueError: no point.
+    """
+    if not points:
+        raise ValueError("expected at least one point, got none")
+    x, y, area = np.array(list(points.values()), float).T
+    figure = Figure((8, 5.5), layout="constrained")
+    figure.suptitle(suptitle, fontsize=11)
+    axis = figure.subplots()
+    axis.scatter(x, y, 1500 * area / max(area.max(), 1e-12), alpha=0.35, edgecolors="tab:blue")
+    axis.set(xscale="log", xlabel=x_label, ylabel=y_label)
+    axis.margins(0.12)
+    low, high = axis.get_ylim()
+    # Names stand in a column beside the axes, in the order of y: at the circles they would cover each other.
+    order = np.argsort(y, kind="stable")
+    line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "relpos": (0, 0.5)}
+    for i, place in zip(order, _spread((y[order] - low) / (high - low)), strict=True):
+        axis.annotate(
+            list(points)[i], (x[i], y[i]), (1.03, place), "data", "axes fraction", line, va="center", fontsize=8
+        )
+    axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
+    return figure
+
+
 def filters(kernel: Array, columns: int = 12) -> Figure:
     """The filters of a first layer, HWIO ``[h, w, 1 | 3, n]``, as n images on one scale; grey is zero.
 
@@ -227,6 +261,15 @@ def feature_maps(maps: Array, titles: Sequence[str] | None = None, columns: int 
     low, high = maps.min(axis=(0, 1)), maps.max(axis=(0, 1))
     scaled = (maps - low) / np.maximum(high - low, 1e-12)
     return image_grid(np.moveaxis(scaled, -1, 0), titles, columns, suptitle=suptitle)
+
+
+def _spread(places: np.ndarray, gap: float = 0.04) -> np.ndarray:
+    """Rising places in 0…1, moved as little as keeps neighbours ``gap`` apart, or less if they are too many."""
+    gap = min(gap, 1 / len(places))
+    steps = gap * np.arange(len(places))
+    lowest = places - steps  # of the first, for the sake of each
+    middle = (np.maximum.accumulate(lowest) + np.minimum.accumulate(lowest[::-1])[::-1]) / 2
+    return np.clip(middle, 0, 1 - steps[-1]) + steps
 
 
 def _show(axis: Axes, image: Array) -> None:

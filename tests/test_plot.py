@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from cnnjax import plot
@@ -97,6 +98,31 @@ def test_mistakes_are_ordered_by_their_confidence():
     assert [_shown(axis)[0, 0] for axis in figure.axes] == [0.25, 0.75]
     none = plot.mistakes(images, predicted, predicted, probabilities, CLASSES)
     assert [text.get_text() for text in none.texts] == ["no mistakes"]
+
+
+def test_bubbles_have_areas_in_proportion_and_names_that_do_not_touch(tmp_path):
+    points = {"one": (1.0, 70.0, 4.0), "two": (10.0, 70.1, 2.0), "three": (100.0, 60.0, 0.0)}
+    figure = plot.bubbles(points, "cost", "accuracy")
+    path = plot.save(figure, tmp_path / "bubbles.png")
+    axis = figure.axes[0]
+    (circles,) = axis.collections
+    np.testing.assert_array_equal(circles.get_offsets(), [point[:2] for point in points.values()])
+    np.testing.assert_allclose(circles.get_sizes() / circles.get_sizes()[0], [1, 0.5, 0])
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_xscale()) == ("cost", "accuracy", "log")
+    assert _pixel(path, axis, 1, 70) != (255, 255, 255)
+    assert {text.get_text(): text.xy for text in axis.texts} == {name: point[:2] for name, point in points.items()}
+    boxes = [Text.get_window_extent(text) for text in axis.texts]  # without the lines to the circles
+    assert not any(one.overlaps(two) for i, one in enumerate(boxes) for two in boxes[:i])
+    assert all(figure.bbox.containsx(box.x0) and figure.bbox.containsx(box.x1) for box in boxes)
+    with pytest.raises(ValueError, match="at least one point"):
+        plot.bubbles({}, "cost", "accuracy")
+
+
+def test_many_names_share_the_room_that_there_is():
+    figure = plot.bubbles({str(i): (1.0 + i, 5.0, 1.0) for i in range(50)}, "x", "y")
+    places = [text.xyann[1] for text in figure.axes[0].texts]
+    np.testing.assert_allclose(np.diff(places), 0.02)
+    assert 0 <= places[0] <= places[-1] <= 1
 
 
 def test_filters_are_on_one_scale_with_zero_grey():

@@ -3,6 +3,7 @@
     pip install -e '.[bench]'
     python experiments/bench.py                                         # about 25 min on 2 CPU cores, 12 GB
     python experiments/bench.py --nets fashion_cnn --modes train        # about 1 min
+    python experiments/bench.py --nets resnet152 --modes train --peers keras   # also who compiles faster, about 4 min
     python experiments/bench.py --smoke                                 # seconds, needs nothing beyond cnnjax
 
 Each contender is a process of its own (``bench_worker.py``), started for each network and mode. In a round each runs
@@ -13,7 +14,7 @@ pass in training mode, cross-entropy, backward pass, SGD with momentum; or logit
 ``parameters`` in summary.json). cnnjax folds BatchNorm into the convolutions for inference, the others do not.
 Compare memory by peak MiB: temp MiB leaves out what XLA's YNNPACK calls allocate, which is most of lax' inference.
 
-To expect on 2 cores with AVX-512: training takes cnnjax 1.0 to 1.1 times torch's time, lax 1.4 to 7 times.
+To expect on 2 cores with AVX-512: training takes cnnjax 1.0 to 1.3 times torch's time, lax 1.5 to 8 times.
 """
 
 import contextlib
@@ -40,6 +41,7 @@ from cnnjax import plot, report
 from cnnjax.types import UserError
 
 _TORCH = ("torch", "torchvision", "timm")
+NETS = {**bench_nets.NETS, **bench_nets.MORE}
 # Contender → the packages that it needs.
 PEERS: dict[str, tuple[str, ...]] = {"lax": (), "torch": _TORCH, "torch_compile": _TORCH, "keras": ("keras",)}
 MODES = ("train", "infer")
@@ -50,7 +52,7 @@ class Config:
     """What to time."""
 
     nets: tuple[str, ...] = tuple(bench_nets.NETS)
-    """Names of bench_nets.NETS, which also gives their image and batch sizes."""
+    """Names of bench_nets.NETS and MORE, which also give their image and batch sizes."""
     modes: tuple[str, ...] = MODES
     """train, infer."""
     peers: tuple[str, ...] = ("lax", "torch", "keras")
@@ -128,7 +130,7 @@ def resolve(config: Config) -> Config:
     report.check_ranges(config, above_zero=("rounds", "steps"))
     if config.smoke:
         config = replace(config, nets=("fashion_cnn",), peers=("lax",), rounds=2, steps=1)
-    for flag, known, least in (("nets", bench_nets.NETS, 1), ("modes", MODES, 1), ("peers", PEERS, 0)):
+    for flag, known, least in (("nets", NETS, 1), ("modes", MODES, 1), ("peers", PEERS, 0)):
         names = getattr(config, flag)
         unknown = [name for name in names if name not in known]
         if unknown or not least <= len(set(names)) == len(names):
@@ -162,7 +164,7 @@ def turns(workers: Mapping[str, Worker], rounds: int, steps: int) -> Iterator[tu
 
 def measure(config: Config, mode: str, net: str, run: report.Run, first: int) -> dict[str, Timing]:
     """Times all contenders on one network; ``first`` numbers the first of its lines in metrics.jsonl."""
-    _, shape, batch = bench_nets.NETS[net]
+    shape, batch, _ = NETS[net]
     timings: dict[str, Timing] = {}
     with contextlib.ExitStack() as stack:
         workers = {}
@@ -181,7 +183,7 @@ def measure(config: Config, mode: str, net: str, run: report.Run, first: int) ->
 
 def figures(mode: str, net: str, timings: Timings) -> dict[str, float]:
     """The lines of summary.json for one network."""
-    batch = bench_nets.NETS[net][2]
+    batch = NETS[net].batch
     summary: dict[str, float] = {}
     for name, timing in timings.items():
         low, high = np.percentile(timing.seconds, (25, 75))
@@ -195,7 +197,7 @@ def figures(mode: str, net: str, timings: Timings) -> dict[str, float]:
 
 def rows(net: str, timings: Timings, against: str) -> list[dict[str, str]]:
     """The lines of the table for one network, with times over those of ``against``; it fits 80 columns."""
-    batch, result = bench_nets.NETS[net][2], []
+    batch, result = NETS[net].batch, []
     for name, timing in timings.items():
         low, middle, high = (short(batch / np.percentile(timing.seconds, part)) for part in (75, 50, 25))
         temporary = timing.about["temp_mib"]
@@ -242,7 +244,7 @@ def main(config: Config) -> dict[str, Any]:
             first = 1 + len(results) * config.rounds * len(contenders)
             timings = results[mode, net] = measure(config, mode, net, run, first)
             summary |= figures(mode, net, timings)
-            report.table(f"{mode} {net}, batches of {bench_nets.NETS[net][2]}", rows(net, timings, against))
+            report.table(f"{mode} {net}, batches of {NETS[net].batch}", rows(net, timings, against))
         picture(results, against, run.dir / "images_per_second.png")
         run.finish(summary)
     return summary

@@ -11,7 +11,7 @@ import bench_nets
 import jax
 import pytest
 
-from cnnjax import plot
+from cnnjax import models, plot
 from cnnjax.types import UserError
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "bench.py"
@@ -64,8 +64,9 @@ def test_contenders_take_turns(smoke):
     ],
 )
 def test_nets_have_the_published_number_of_parameters(net, count):
-    module, shape, _ = bench_nets.NETS[net]
-    variables = jax.eval_shape(module().init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), "float32"))
+    shape, _, fields = bench_nets.NETS[net]
+    model = models.create(net, **fields)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), "float32"))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
 
 
@@ -74,7 +75,7 @@ def test_nets_have_the_published_number_of_parameters(net, count):
     [
         (
             {"nets": ("resnet51",)},
-            "--nets takes different names of fashion_cnn, vgg16, resnet50, mobilenet_v2, xception; ",
+            "--nets takes different names of fashion_cnn, vgg16, resnet50, mobilenet_v2, xception, resnet18, ",
         ),
         ({"nets": ("resnet51", "vgg16")}, "; got unknown resnet51"),
         ({"nets": ("vgg16", "vgg16")}, "; got vgg16 vgg16"),
@@ -99,7 +100,7 @@ def test_a_missing_peer_says_what_to_install(monkeypatch, tmp_path):
 
 
 def test_a_worker_that_dies_is_one_error(monkeypatch, tmp_path):
-    monkeypatch.setitem(bench_nets.NETS, "broken", (None, (28, 28, 1), 1))
+    monkeypatch.setitem(bench.NETS, "broken", bench_nets.Net((28, 28, 1), 1))
     with pytest.raises(UserError, match=r"cnnjax on broken \(train\) ended with status 1: its message is above"):
         bench.main(bench.Config(nets=("broken",), peers=(), run_dir=tmp_path))
 

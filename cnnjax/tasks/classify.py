@@ -49,9 +49,8 @@ def loss_fn(model: linen.Module, loss: ExampleLoss = cross_entropy) -> Callable:
 
     Returns:
       (variables, batch, key) → (mean loss, (new model state, sums)). ``batch["image"]`` is float, as augmentation left
-      it; the loss is taken on ``batch["target"]`` where that exists (mixed labels), else on ``batch["label"]``. The loss
-      of auxiliary heads is added with the weights that the model's class gives in ``aux_weights``; the sums leave it
-      out.
+      it; the loss is taken on ``batch["target"]`` where that exists (mixed labels), else on ``batch["label"]``. That of
+      auxiliary heads is added with the weights that the model's class gives in ``aux_weights``; the sums leave it out.
     """
     auxiliary: Mapping[str, float] = getattr(model, "aux_weights", {})
 

@@ -26,7 +26,7 @@ $(PARITY_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[parity]'
 	@touch $@
 
-parity: $(PARITY_STAMP)  ## compare the models with torchvision's and timm's, which it installs (CUDA builds of torch are large)
+parity: $(PARITY_STAMP)  ## slow tests: every model takes a step, and equals torchvision's and timm's, which it installs
 	$(BIN)/python -m pytest tests/parity --numprocesses 2 --dist worksteal
 
 lint: $(STAMP)  ## check style, format and types

@@ -23,7 +23,8 @@ import tyro
 from input_rate import rate
 
 from cnnjax import models, plot, report, sharding, train
-from cnnjax.data import pipeline
+from cnnjax.data import host, pipeline
+from cnnjax.tasks import classify as classify_task
 from cnnjax.types import UserError
 
 
@@ -72,6 +73,24 @@ def resolve(config: Config) -> Config:
     for name in config.models:
         models.create(name)
     return config
+
+
+def check_images(config: Config) -> None:
+    """UserError, before anything is trained, if the data set cannot be read or a network does not take its images."""
+    splits = classify.load_data(classify.resolve(settings(config, config.models[0], 0)))
+    image = splits.train[0]["image"]
+    transform = host.center_crop(config.image_size)
+    images = classify_task.unit(transform(image)[None])
+    for name in config.models:
+        model = models.create(name, num_classes=len(splits.train.classes))
+        try:
+            jax.eval_shape(model.init, jax.random.key(0), images)
+        except ValueError as error:
+            raise UserError(f"{name} cannot take the images of {config.dataset}: {error}") from error
+
+
+# What may differ when a comparison goes on; each run below refuses a setting that is not its own.
+FREE = ("models", "seeds", "rounds", "steps", "run_dir", "data_dir")
 
 
 def settings(config: Config, model: str, seed: int) -> classify.Config:
@@ -130,12 +149,13 @@ def row(model: str, figures: dict[str, float]) -> dict[str, str]:
 def main(config: Config) -> dict[str, Any]:
     """Trains and times all, prints the table, writes the report; returns the summary."""
     config = resolve(config)
+    check_images(config)
     results: dict[str, dict[str, float]] = {}
-    with report.Run(config.run_dir, config, {}) as run:
+    with report.Run(config.run_dir, config, {}, FREE) as run:
         run.start(0)
         for number, model in enumerate(config.models, 1):
             results[model] = compare(config, model)
-            run.log(number, {f"{model}/{name}": value for name, value in results[model].items()}, model=model)
+            run.log(number, {"test/accuracy": results[model]["test/accuracy"]}, model=model)
         summary = {f"{model}/{name}": value for model, result in results.items() for name, value in result.items()}
         points = {
             model: (result["images_per_second"], 100 * result["test/accuracy"], result["parameters"])

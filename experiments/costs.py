@@ -131,8 +131,9 @@ def cost_of(config: Config, name: str) -> summary.Cost:
 
 
 def row(name: str, cost: summary.Cost) -> dict[str, Any]:
-    """One line of costs.csv; accuracies that are not known stay empty."""
-    top1, top5, source = PUBLISHED.get(name, (None, None, ""))
+    """One line of costs.csv; accuracies that are not known, or are of another image size, stay empty."""
+    published = PUBLISHED if cost.shape[1:3] == models.create(name).image_shape[:2] else {}
+    top1, top5, source = published.get(name, (None, None, ""))
     return {
         "model": name,
         "images": "×".join(map(str, cost.shape)),
@@ -168,33 +169,36 @@ def accuracy_points(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float,
     }
 
 
-def write_layers(config: Config, name: str) -> None:
+def write_layers(name: str, cost: summary.Cost, folder: Path) -> None:
     """Prints one network layer by layer, and writes it."""
-    cost = cost_of(config, name)
     report.table(f"{name}: bytes are what training keeps", summary.rows(cost))
-    summary.to_csv(cost, config.run_dir / f"layers_{name}.csv")
+    summary.to_csv(cost, folder / f"layers_{name}.csv")
 
 
 def main(config: Config) -> dict[str, float]:
     """Prints and writes the tables, the picture and the summary; returns the summary."""
     report.check_ranges(config, above_zero=("batch", "image_size"))
     names = _SMOKE if config.smoke else config.models or tuple(models.names())
-    for name in {*names, config.layers} - {None}:
-        models.create(name)  # an unknown name is refused before anything is written
+    if len(set(names)) < len(names):
+        raise UserError(f"--models takes different names, got {' '.join(names)}")
+    # What is unknown or does not take the images is refused before anything is written.
+    costs = {name: cost_of(config, name) for name in (*names, *([config.layers] if config.layers else []))}
     config.run_dir.mkdir(parents=True, exist_ok=True)
     report.write_json(config.run_dir / "config.json", report.as_dict(config))
     chapter = chapter_rows()
     lines = [line | {column: f"{line[column]:9,.1f}" for column in ("chapter", "here")} for line in chapter]
     report.table("the chapter's figures", lines)
     if config.layers is not None:
-        write_layers(config, config.layers)
-    rows = [row(name, cost_of(config, name)) for name in names]
+        write_layers(config.layers, costs[config.layers], config.run_dir)
+    rows = [row(name, costs[name]) for name in names]
     report.table(f"networks; tables and picture in {config.run_dir}", [shown(line) for line in rows])
     summary.write_csv(rows, config.run_dir / "costs.csv")
     if points := accuracy_points(rows):
         title = "published accuracy against multiply-adds; area: parameters"
         figure = plot.bubbles(points, "10⁹ multiply-adds per image", "top-1 accuracy on ImageNet, %", title)
         plot.save(figure, config.run_dir / "accuracy.png")
+    else:
+        (config.run_dir / "accuracy.png").unlink(missing_ok=True)  # of an earlier run
     figures = {f"chapter/{line['of']}, {line['figure']}": line["here"] for line in chapter}
     for line in rows:
         figures |= {f"{line['model']}/{key}": line[key] for key in ("parameters", "macs", "infer_bytes", "train_bytes")}

@@ -17,7 +17,8 @@ import numpy as np
 
 from cnnjax import models
 
-LEAVES = ("kernel", "bias", "scale", "mean", "var")
+# Half the time to compile; what the operations compute is the same.
+FAST = {"xla_backend_optimization_level": "0"}
 TOLERANCE = 1e-4  # of the largest: in float32, two implementations sum in different orders
 # In training a deep network with random weights amplifies rounding, a hundredfold and more; there both use float64.
 TOLERANCE_64 = 1e-6
@@ -68,6 +69,15 @@ def _filled(model, shape, find, unused):
     return flax.traverse_util.unflatten_dict(values)
 
 
+def drawn(model, shape, seed=0):
+    """Variables for images of this shape, random, but of scales that serve."""
+    rng = np.random.default_rng(seed)
+    values = {
+        path: random_like(path[-1], size, np.prod(size[:-1]), rng) for path, size in sorted(_flat(model, shape).items())
+    }
+    return flax.traverse_util.unflatten_dict(values)
+
+
 # torch
 
 
@@ -101,7 +111,7 @@ def from_torch(model, shape, peer, rename, flattened=None):
 
     def find(path, leaf, size):
         key = f"{rename(path)}.{names[leaf]}"
-        left.discard(key)
+        left.remove(key)
         value = state[key]
         if leaf != "kernel":
             return value
@@ -140,7 +150,7 @@ def check_torch(
         shape = (*((size, size) if isinstance(size, int) else size), 3)
         variables = from_torch(model, shape, peer, rename, flattened)
         x = images(shape, 2)
-        logits, _ = jax.jit(functools.partial(model.apply, train=False))(variables, x)
+        logits, _ = jax.jit(functools.partial(model.apply, train=False), compiler_options=FAST)(variables, x)
         with torch.no_grad():
             close(logits, outputs(peer(torch.from_numpy(x.transpose(0, 3, 1, 2))))[0], what=f"{name} at {size}")
     shape = (train_size, train_size, 3)
@@ -148,7 +158,8 @@ def check_torch(
     variables = from_torch(model, shape, peer, rename, flattened)
     x = images(shape, batch, seed=1).astype(np.float64)
     with jax.enable_x64(True):
-        apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+        apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+        apply = jax.jit(apply, compiler_options=FAST)
         (logits, endpoints), new = apply(variables, x, rngs={"dropout": jax.random.key(0)})
     counts = {}
     for key, module in peer.named_modules():
@@ -220,7 +231,7 @@ def from_keras(model, shape, peer, rename, absent=None, without=()):
             key = (layer, names.get(leaf, "beta" if leaf == "bias" and layer in norms else leaf))
         if key not in weights and absent and leaf in absent:
             return np.full(size, absent[leaf], np.float32)
-        left.discard(key)
+        left.remove(key)
         where[path, leaf] = key
         value = weights[key]
         return value.reshape(size) if leaf == "kernel" and value.size == np.prod(size) else value
@@ -253,8 +264,9 @@ def check_keras(
         variables, where = from_keras(model, shape, peer, rename, absent, zero_biases(peer) if drop_bias else ())
         x = images(shape, batch if train else 2).astype(np.float64 if train else np.float32)
         apply = functools.partial(model.apply, train=train, mutable=["batch_stats"])
-        (logits, _), new = jax.jit(apply)(variables, x, rngs={"dropout": jax.random.key(0)})
-        call = jax.jit(functools.partial(peer.stateless_call, training=train))
+        jit = functools.partial(jax.jit, compiler_options=FAST)
+        (logits, _), new = jit(apply)(variables, x, rngs={"dropout": jax.random.key(0)})
+        call = jit(functools.partial(peer.stateless_call, training=train))
         trainable, fixed = ([v.value for v in vs] for vs in (peer.trainable_variables, peer.non_trainable_variables))
         theirs, after = call(trainable, fixed, x)
         owner = {id(w): (layer.name, w.name) for layer in peer.layers for w in layer.weights}

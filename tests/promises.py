@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from peers import FAST
 
 from cnnjax import models
 
@@ -30,7 +31,7 @@ def check_remat(name, size):
     plain, recomputing = (models.create(name, num_classes=10, remat=remat) for remat in (False, True))
     trees = [jax.tree.map(lambda x: x.shape, abstract(model, images.shape)) for model in (plain, recomputing)]
     assert trees[0] == trees[1]
-    variables = jax.jit(plain.init)(KEYS, images)
+    variables = jax.jit(plain.init, compiler_options=FAST)(KEYS, images)
 
     def step(model):
         def loss(params):
@@ -38,7 +39,9 @@ def check_remat(name, size):
             (logits, _), new = apply({**variables, "params": params}, images)
             return jnp.square(logits).mean(), new
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+        blocks = str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(variables["params"])).count("= remat2[")
+        assert (blocks > 0) == model.remat
+        return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)(variables["params"])
 
     (value, grads), (again, recomputed) = step(plain), step(recomputing)
     largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))

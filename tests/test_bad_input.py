@@ -64,7 +64,7 @@ def pictures(root: Path, *names: str, count: int = 12, size: int = 8) -> Path:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--model nope", "unknown model 'nope'; choices: digits_cnn, fashion_cnn, "),
+        ("--model nope", "unknown model 'nope'; choices: alexnet, alexnet_torchvision, "),
         ("--model lenet", "unknown model 'lenet'; did you mean lenet5"),
         ("--dataset fashion_minst", "unknown data set 'fashion_minst': did you mean fashion_mnist"),
         (

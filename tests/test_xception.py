@@ -34,10 +34,14 @@ def test_sizes_of_the_maps(padding):
     """Fig. 5 of the paper."""
     assert {key: x.shape[1:] for key, x in outputs((299, 299), padding=padding).items()} == {
         "stem": (147, 147, 64),
+        "entry1_map": (147, 147, 128),
         "entry1": (74, 74, 128),
+        "entry2_map": (74, 74, 256),
         "entry2": (37, 37, 256),
+        "entry3_map": (37, 37, 728),
         "entry3": (19, 19, 728),
         "middle": (19, 19, 728),
+        "exit1_map": (19, 19, 1024),
         "exit1": (10, 10, 1024),
         "exit2": (10, 10, 2048),
         "pooled": (2048,),

@@ -238,7 +238,7 @@ def in_memory(source: Source, transform: host.Transform | None = None) -> Arrays
 
 def in_memory_if_small(source: Source, transform: host.Transform | None, limit: int) -> Source:
     """``in_memory`` if that takes at most ``limit`` bytes, else the source as it is; for the errors see there."""
-    if isinstance(source, Arrays) or not len(source):
+    if (isinstance(source, Arrays) and transform is None) or not len(source):
         return source
     first, _ = _read(source, 0)  # one that is corrupt is counted with the others
     if first is None:

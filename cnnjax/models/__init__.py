@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as linen
+import numpy as np
 
 from cnnjax.types import UserError
 
@@ -36,7 +37,7 @@ def names() -> list[str]:
     return sorted(_variants())
 
 
-def create(name: str, **overrides: Any) -> linen.Module:
+def create(name: str, /, **overrides: Any) -> linen.Module:
     """The model called ``name``.
 
     Args:
@@ -47,7 +48,8 @@ def create(name: str, **overrides: Any) -> linen.Module:
         A Flax module; ``apply(variables, images, train=False)`` gives ``(logits, endpoints)``.
 
     Raises:
-        UserError: unknown name (the message has the close ones and all choices) or unknown field.
+        UserError: unknown name (the message has the close ones and all choices), unknown field, or a number of classes
+            that is none.
     """
     variants = _variants()
     if name not in variants:
@@ -57,4 +59,7 @@ def create(name: str, **overrides: Any) -> linen.Module:
     fields = [f for f in inspect.signature(variants[name]).parameters if f not in ("parent", "name")]
     if unknown := sorted(overrides.keys() - set(fields)):
         raise UserError(f"{name} has no field {', '.join(unknown)}; its fields: {', '.join(fields)}")
+    classes = overrides.get("num_classes")
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1):
+        raise UserError(f"num_classes is a number of classes, from 1, or None for no head; got {classes!r}")
     return variants[name](**overrides)

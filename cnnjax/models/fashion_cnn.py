@@ -37,7 +37,8 @@ class FashionCNN(linen.Module):
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head)
     and the endpoints conv1, pool1, conv2a, conv2b, pool2, conv3a, conv3b, pool3 ``[n, h, w, maps]``,
-    dense1 ``[n, 128]``, dense2 ``[n, 64]``, each after its ReLU and before dropout. In training it needs the
+    pooled ``[n, maps]``, the average of pool3, dense1 ``[n, 128]``, dense2 ``[n, 64]``, each after its ReLU and before
+    dropout. In training it needs the
     key ``rngs={"dropout": key}``. ``width`` is the number of maps of conv1, ``dropout`` the
     probability that a unit is dropped, ``dtype`` the type computed in (None: float32). ValueError for smaller
     images.
@@ -64,6 +65,7 @@ class FashionCNN(linen.Module):
                 conv = nn.Conv(multiple * self.width, size, dtype=self.dtype, kernel_init=_init, name=name)
                 x = endpoints[name] = linen.relu(conv(x))
             x = endpoints[f"pool{i}"] = nn.max_pool(x, 2)
+        endpoints["pooled"] = nn.global_avg_pool(x)
         x = x.reshape(x.shape[0], -1)
         for name, units in (("dense1", 128), ("dense2", 64)):
             x = endpoints[name] = linen.relu(linen.Dense(units, dtype=self.dtype, kernel_init=_init, name=name)(x))

@@ -157,9 +157,9 @@ class LeNet5(linen.Module):
     to 32, then as in the paper background becomes −0.1 and ink 1.175: mean about 0, variance about 1.
 
     ``apply`` gives logits ``[n, 10]`` float32, minus the output layer's distances: the largest is the nearest
-    code and softmax(logits) ∝ exp(−y). Endpoints: c1, s2, c3, s4 ``[n, h, w, maps]``, c5 ``[n, 120]``,
-    f6 ``[n, 84]``, each after squashing. The loss of the paper is ``losses.rbf_map_loss``. ``train`` changes
-    nothing. ``dtype`` is the type computed in (None: float32).
+    code and softmax(logits) ∝ exp(−y). Endpoints: c1, s2, c3, s4 ``[n, h, w, maps]``, pooled ``[n, 16]``, the
+    average of s4, c5 ``[n, 120]``, f6 ``[n, 84]``, each after squashing. The loss of the paper is
+    ``losses.rbf_map_loss``. ``train`` changes nothing. ``dtype`` is the type computed in (None: float32).
 
     Raises:
         UserError: ``num_classes`` other than 10 or None: the codes are those of the ten digits.
@@ -192,7 +192,7 @@ class LeNet5(linen.Module):
         c5 = squash(conv(120, 5, name="c5")(s4))
         c5 = c5.reshape(c5.shape[0], 120)
         f6 = squash(linen.Dense(84, kernel_init=init, dtype=self.dtype, name="f6")(c5))
-        endpoints = {"c1": c1, "s2": s2, "c3": c3, "s4": s4, "c5": c5, "f6": f6}
+        endpoints = {"c1": c1, "s2": s2, "c3": c3, "s4": s4, "pooled": nn.global_avg_pool(s4), "c5": c5, "f6": f6}
         if self.num_classes is None:
             return None, endpoints
         return -rbf_distances(f6.astype(jnp.float32), RBF_CODES), endpoints
@@ -205,7 +205,8 @@ class LeNet5Modern(linen.Module):
 
     Images are ``[n, 28, 28, 1]`` (padded with zeros) or ``[n, 32, 32, 1]``, float in [0, 1]. ``apply`` gives
     logits ``[n, num_classes]`` float32 (None without a head) and the endpoints c1, s2, c3, s4
-    ``[n, h, w, maps]``, c5 ``[n, 120]``, f6 ``[n, 84]``. ``train`` changes nothing. ``dtype`` is the type
+    ``[n, h, w, maps]``, pooled ``[n, 16]``, the average of s4, c5 ``[n, 120]``, f6 ``[n, 84]``. ``train`` changes
+    nothing. ``dtype`` is the type
     computed in (None: float32). ValueError for images of another shape.
     """
 
@@ -226,7 +227,7 @@ class LeNet5Modern(linen.Module):
         s4 = nn.avg_pool(c3, 2)
         c5 = jnp.tanh(dense(120, dtype=self.dtype, name="c5")(s4.reshape(s4.shape[0], -1)))
         f6 = jnp.tanh(dense(84, dtype=self.dtype, name="f6")(c5))
-        endpoints = {"c1": c1, "s2": s2, "c3": c3, "s4": s4, "c5": c5, "f6": f6}
+        endpoints = {"c1": c1, "s2": s2, "c3": c3, "s4": s4, "pooled": nn.global_avg_pool(s4), "c5": c5, "f6": f6}
         if self.num_classes is None:
             return None, endpoints
         return dense(self.num_classes, dtype=jnp.float32, name="head")(f6), endpoints

@@ -83,7 +83,7 @@ class MobileNet(linen.Module):
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
     endpoints block1, block3, block5, block11, block13, the last map of each size ``[n, h / 2 … h / 32, w / …, maps]``,
     and pooled ``[n, maps]``. In training it needs the key ``rngs={"dropout": key}``. ``width`` multiplies the maps,
-    rounded down; ``padding=None`` pads as Keras, an int by that many pixels on every side (then any size will do).
+    rounded down; ``padding=None`` pads as Keras, 1 on every side, as torch (then any size will do).
     ``dropout`` is the probability that a pooled feature is dropped, ``dtype`` the type computed in (None: float32);
     ``remat`` computes each block's activations anew in the backward pass. ValueError for smaller images.
     """
@@ -102,6 +102,8 @@ class MobileNet(linen.Module):
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
         nn.check_images(images, _SMALLEST if self.padding is None else 1)
+        if self.padding is not None:
+            nn.check_padding(self.padding)
         conv_norm = functools.partial(
             nn.ConvNorm, activation=linen.relu6, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype
         )
@@ -153,6 +155,7 @@ class MobileNetV2(linen.Module):
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
         nn.check_images(images, 1)
+        nn.check_padding(self.padding)
         conv_norm = functools.partial(
             nn.ConvNorm, activation=linen.relu6, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype
         )

@@ -184,8 +184,8 @@ class ResNetV2(linen.Module):
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
     endpoints stem, stage1, stage2, stage3, stage4, the last map of each size ``[n, h / 2 … h / 32, w / …, maps]``,
-    rounded up (stage4 normalized and activated, the others sums, not activated), and pooled ``[n, maps]``. Fields as
-    ``ResNet``. ValueError unless images have four axes.
+    rounded up (stage4 normalized and activated, the others sums, not activated), and pooled ``[n, maps]``. ``blocks``,
+    ``dtype`` and ``remat`` are as in ``ResNet``. ValueError unless images have four axes.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)

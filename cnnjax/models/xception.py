@@ -14,8 +14,9 @@ nothing is between its depthwise and its 1×1 part. Max pooling is 3×3, stride 
 map itself, or where its shape changes a 1×1 convolution of stride 2 with BatchNorm. The chapter's 34 separable
 convolutions: 2 + 2 + 2 + 8 · 3 + 2 + 2.
 
-The defaults are Keras', by the paper's author. The paper does not say how kernels start. Here: He normal by fan-in, but
-the two parts of a separable convolution share its factor of 2, as there is one ReLU before them.
+The defaults are Keras', by the paper's author, but for the dropout, which Keras leaves out. The paper does not say how
+kernels start. Here: He normal by fan-in, but the two parts of a separable convolution share its factor of 2, as there
+is one ReLU before them.
 """
 
 import functools
@@ -58,6 +59,7 @@ class SeparableNorm(linen.Module):
 class Block(linen.Module):
     """``shortcut(x) + branch(x)``: for each of ``maps`` ReLU and a separable convolution, at the end max pooling.
 
+    Returns the sum, and the branch's map before pooling.
     ``pool`` is the padding of the pooling (None: no pooling, and the shortcut is x); without ``activate`` the branch
     does not begin with ReLU. ``separable`` and ``conv_norm`` make the layers.
     """
@@ -69,16 +71,16 @@ class Block(linen.Module):
     conv_norm: Any
 
     @linen.compact
-    def __call__(self, x: Array, train: bool) -> jax.Array:
+    def __call__(self, x: Array, train: bool) -> tuple[jax.Array, jax.Array]:
         y = jnp.asarray(x)
         for i, features in enumerate(self.maps):
             if i or self.activate:
                 y = linen.relu(y)
             y = self.separable(features, name=f"sepconv{i + 1}")(y, train)
         if self.pool is None:
-            return y + x
+            return y + x, y
         shortcut = self.conv_norm(self.maps[-1], 1, strides=2, activation=None, name="shortcut")
-        return nn.max_pool(y, 3, strides=2, padding=self.pool) + shortcut(x, train)
+        return nn.max_pool(y, 3, strides=2, padding=self.pool) + shortcut(x, train), y
 
 
 class Xception(linen.Module):
@@ -86,12 +88,14 @@ class Xception(linen.Module):
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
     endpoints stem, entry1, entry2, entry3, middle, exit1, exit2 ``[n, h / 2 … h / 32, w / …, maps]``, about (stem and
-    exit2 after ReLU, the others sums, not activated), and pooled ``[n, 2048]``. In training it needs the key
+    exit2 after ReLU, the others sums, not activated), the branches' maps before pooling entry1_map, entry2_map,
+    entry3_map, exit1_map, not activated either, and pooled ``[n, 2048]``. In training it needs the key
     ``rngs={"dropout": key}``. ``dropout`` is the probability that a pooled value is dropped, ``dtype`` the type
     computed in (None: float32), ``remat`` computes each block's activations anew in the backward pass.
 
     ``padding`` is that of max pooling: ``"SAME"`` pads even sizes only at their end, as Keras, 1 pads both sides, as
-    torch. timm's ``legacy_xception`` has padding 1, epsilon 1e-5, momentum 0.9. ValueError for smaller images.
+    torch. timm's ``legacy_xception`` has padding 1, epsilon 1e-5, momentum 0.9. ValueError for smaller images or
+    another padding.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
@@ -107,6 +111,7 @@ class Xception(linen.Module):
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
         nn.check_images(images, _SMALLEST)
+        nn.check_padding(self.padding)
         norm: Any = {"momentum": self.momentum, "epsilon": self.epsilon, "dtype": self.dtype}
         conv_norm: Any = functools.partial(nn.ConvNorm, **norm)
         separable: Any = functools.partial(SeparableNorm, **norm)
@@ -115,11 +120,14 @@ class Xception(linen.Module):
         x = conv_norm(32, 3, strides=2, padding="VALID", name="stem1")(images, train)
         x = endpoints["stem"] = conv_norm(64, 3, padding="VALID", name="stem2")(x, train)
         for name, maps in _ENTRY.items():
-            x = endpoints[name] = block(maps, self.padding, activate=name != "entry1", name=name)(x, train)
+            layer = block(maps, self.padding, activate=name != "entry1", name=name)
+            x, endpoints[f"{name}_map"] = layer(x, train)
+            endpoints[name] = x
         for name, maps in _MIDDLE.items():
-            x = block(maps, None, activate=True, name=name)(x, train)
+            x, _ = block(maps, None, activate=True, name=name)(x, train)
         endpoints["middle"] = x
-        x = endpoints["exit1"] = block(_EXIT1, self.padding, activate=True, name="exit1")(x, train)
+        x, endpoints["exit1_map"] = block(_EXIT1, self.padding, activate=True, name="exit1")(x, train)
+        endpoints["exit1"] = x
         for i, features in enumerate(_EXIT2, start=1):
             x = linen.relu(separable(features, name=f"exit2_sepconv{i}")(x, train))
         endpoints["exit2"] = x

@@ -19,7 +19,7 @@ A ReLU follows every layer but the head; pool1 and pool2 are normalized across m
 it before. The paper does not give the constants: they are AlexNet's, k = 2, alpha = 1e-4 over 5 maps, beta = 0.75.
 
 Differences from the paper: it starts with kernels of scale 0.01; here they start as He et al. 2015. It scales back
-kernels of conv1 whose root mean square grows beyond 0.1; that belongs to the optimizer, and is not here.
+filters whose root mean square grows beyond 0.1; that belongs to the optimizer, and is not here.
 """
 
 import functools

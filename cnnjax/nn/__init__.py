@@ -10,6 +10,7 @@ from cnnjax.nn.block import (
     SqueezeExcite,
     ceil_padding,
     check_images,
+    check_padding,
     he_normal_fan_out,
     rematerialized,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "avg_pool",
     "ceil_padding",
     "check_images",
+    "check_padding",
     "depth_max_pool",
     "fold_batch_norm",
     "global_avg_pool",

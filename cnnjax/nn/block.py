@@ -66,8 +66,8 @@ class ConvNorm(linen.Module):
 class SqueezeExcite(linen.Module):
     """Rescales each map by what all maps' averages say (Hu et al. 2018, sec. 3; Fig. 14-22 of the chapter).
 
-    Global average, dense layer ``reduce`` to c / ``reduction`` units with ReLU, dense layer ``expand`` to c units with
-    sigmoid, which multiply x. ``[n, h, w, c]`` → the same.
+    Global average, dense layer ``reduce`` to c / ``reduction`` units (at least one) with ReLU, dense layer ``expand``
+    to c units with sigmoid, which multiply x. ``[n, h, w, c]`` → the same.
     """
 
     reduction: int = 16
@@ -76,7 +76,7 @@ class SqueezeExcite(linen.Module):
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = functools.partial(linen.Dense, dtype=self.dtype, kernel_init=he_normal)
-        squeezed = linen.relu(dense(x.shape[-1] // self.reduction, name="reduce")(global_avg_pool(x)))
+        squeezed = linen.relu(dense(max(x.shape[-1] // self.reduction, 1), name="reduce")(global_avg_pool(x)))
         gates = linen.sigmoid(dense(x.shape[-1], name="expand")(squeezed))
         return x * gates[:, None, None, :]
 
@@ -100,6 +100,12 @@ def check_images(images: Array, smallest: int) -> None:
         raise ValueError(
             f"expected images [n, h, w, c] of at least {smallest} by {smallest} pixels, got shape {tuple(images.shape)}"
         )
+
+
+def check_padding(padding: Padding) -> None:
+    """ValueError unless ``padding``, of 3×3 windows, is ``"SAME"`` (as Keras) or 1 (as torch)."""
+    if padding not in ("SAME", 1):
+        raise ValueError(f'expected padding "SAME" (as Keras) or 1 (as torch), got {padding!r}')
 
 
 def rematerialized(stage: type[linen.Module], remat: bool) -> type[linen.Module]:

@@ -75,7 +75,7 @@ class Trace:
             op, params = eqn.primitive.name, eqn.params
             scopes = re.findall("<([^>]*)>", str(eqn.source_info.name_stack))
             where, inside = (scopes[-1], "") if scopes else (path, call)
-            if op in _UNKNOWN:
+            if op in _UNKNOWN and any(value is not None for value in inputs):
                 raise ValueError(
                     f"expected operations whose number of passes is known, got {op} in {where or 'the model'}"
                 )
@@ -150,7 +150,8 @@ def of_model(model: linen.Module, variables: Any, images: Any, key: Any, train: 
         with jax.named_scope(f"<{path}>"):
             result = call(*args, **kwargs)
         if context.method_name == "__call__":
-            modules[path] = type(context.module).__name__, jax.tree.leaves(result)[0].shape
+            shapes = [leaf.shape for leaf in jax.tree.leaves(result) if hasattr(leaf, "shape")]
+            modules[path] = type(context.module).__name__, shapes[0] if shapes else ()
         return result
 
     def outputs(variables: Any, key: Any, images: Any) -> list[Any]:

@@ -1,0 +1,87 @@
+"""Every variant that ``models.names()`` finds is computed: a gradient step, and inference image by image.
+
+It takes minutes, so it is here and not among the quick tests, where all that needs no computing is tried.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+import pytest
+
+from cnnjax import models
+from cnnjax.tasks import classify
+
+KEY = jax.random.key(0)
+KEYS = {"params": KEY, "dropout": KEY}
+SIZES = (32, 48, 64, 80, 96, 128)  # pixels; of these each model takes the smallest that it admits
+jit = functools.partial(jax.jit, compiler_options=peers.FAST)
+
+
+def images(shape, n=2):
+    return np.random.default_rng(0).uniform(size=(n, *shape)).astype(np.float32)
+
+
+def takes(model, shape):
+    try:
+        jax.eval_shape(model.init, KEYS, images(shape))
+    except ValueError:
+        return False
+    return True
+
+
+def small_shape(model):
+    """A small image shape that the model admits."""
+    channels = model.image_shape[-1]
+    shapes = [(size, size, channels) for size in SIZES if size < model.image_shape[0]]
+    return next((shape for shape in shapes if takes(model, shape)), model.image_shape)
+
+
+@pytest.fixture(scope="module", params=models.names())
+def initialized(request):
+    """Model, variables and images of a small size; the tests of one model follow each other, then all is freed.
+
+    The variables are drawn by NumPy: to compile the start of a deep model takes as long as its gradient.
+    """
+    model = models.create(request.param)
+    x = images(small_shape(model), 4)
+    yield model, peers.drawn(model, x.shape[1:]), x
+    jax.clear_caches()
+
+
+def test_a_gradient_step_reaches_every_parameter_and_lowers_the_loss(initialized):
+    model, variables, x = initialized
+    params, state = variables["params"], {key: value for key, value in variables.items() if key != "params"}
+    compute = classify.loss_fn(model)
+    labels = jnp.arange(len(x)) % model.num_classes
+
+    def loss(params):
+        return compute({"params": params, **state}, {"image": x, "label": labels}, KEY)[0]
+
+    @jit
+    def step(params):
+        """Down the gradient, until by its slope a hundredth of the loss is gone: twice, and the losses before."""
+        before, gradient = jax.value_and_grad(loss)(params)
+        rate = 0.01 * before / sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradient))
+        return before, gradient, jax.tree.map(lambda p, g: p - rate * g, params, gradient)
+
+    before, gradient, params = step(params)
+    after, _, _ = step(params)
+    dead = [jax.tree_util.keystr(p) for p, g in jax.tree_util.tree_leaves_with_path(gradient) if not g.any()]
+    assert not dead
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert after < before
+
+
+def test_each_image_for_itself(initialized):
+    model, variables, x = initialized
+    apply = jit(functools.partial(model.apply, train=False))
+    logits, _ = apply(variables, x)
+    np.testing.assert_array_equal(logits, apply(variables, x)[0])
+    largest = float(jnp.abs(logits).max())
+    assert largest > 0
+    assert float(jnp.abs(logits[0] - logits[1]).max()) > 1e-4 * largest
+    swapped, _ = apply(variables, x[::-1])
+    np.testing.assert_allclose(swapped[::-1], logits, rtol=1e-5, atol=1e-5 * largest)

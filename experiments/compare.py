@@ -1,6 +1,6 @@
 """Trains several architectures on one data set under one budget: accuracy, speed and size side by side.
 
-    python experiments/compare.py                    # digits at 32×32, six networks: about 10 min on 2 CPU cores
+    python experiments/compare.py                    # digits at 32×32, five networks
     python experiments/compare.py --models resnet50 mobilenet_v2 --dataset tf_flowers --image-size 96
     python experiments/compare.py --smoke
 
@@ -32,7 +32,7 @@ from cnnjax.types import UserError
 class Config:
     """What to compare."""
 
-    models: tuple[str, ...] = ("lenet5_modern", "digits_cnn", "vgg16", "resnet18", "seresnet50", "mobilenet_v2")
+    models: tuple[str, ...] = ("lenet5_modern", "digits_cnn", "resnet18", "seresnet50", "mobilenet_v2")
     """Names of cnnjax.models.names()."""
     dataset: str = "digits"
     """As in classify.py."""

@@ -97,7 +97,10 @@ def settings(config: Config, model: str, seed: int) -> classify.Config:
     """The run of one network."""
     names = ("dataset", "data_dir", "image_size", "epochs", "batch_size", "learning_rate", "smoke")
     shared = {name: getattr(config, name) for name in names}
-    return classify.Config(model=model, seed=seed, run_dir=config.run_dir / f"{model}-seed{seed}", **shared)
+    folder = config.run_dir / f"{model}-seed{seed}"
+    # Without the moving average of weights that some recipes have: it takes more steps than a small budget has to warm
+    # up, longest for deep networks with BatchNorm.
+    return classify.Config(model=model, seed=seed, run_dir=folder, ema_decay=0.0, **shared)
 
 
 def images_per_second(config: Config, model: str) -> tuple[float, int]:

@@ -46,6 +46,7 @@ _SMOKE = ("alexnet_torchvision", "lenet5", "vgg16")
 
 # Name → (top-1, top-5, source), % of ImageNet's validation images, one model; one crop where not said otherwise. Of the
 # networks that are missing no figure is known for just these layers.
+# The rows of Hu et al., Szegedy et al., Krizhevsky et al. and Zeiler & Fergus were not yet checked against the papers.
 _TORCHVISION = "torchvision, IMAGENET1K_V1"
 _KERAS = "Keras applications"
 _SE = "Hu et al. 2018, strides in the first 1×1"

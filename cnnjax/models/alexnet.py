@@ -47,7 +47,7 @@ _paper_lrn = functools.partial(nn.local_response_norm, radius=2, k=2.0, alpha=1e
 
 def _layer(module: linen.Module, x: Array, conv: Callable, norm: Callable | None, pool: bool) -> tuple[jax.Array, ...]:
     """Convolution and ReLU; what it gives, and that normalized and pooled: the input of the next layer."""
-    y = linen.relu(conv()(x))  # into the module that calls; linen.remat wants to be given it
+    y = nn.relu(conv()(x))  # into the module that calls; linen.remat wants to be given it
     x = y if norm is None else norm(y)
     return y, nn.max_pool(x, 3, strides=2) if pool else x
 
@@ -110,9 +110,9 @@ class AlexNet(linen.Module):
             return None, endpoints
         dense = functools.partial(linen.Dense, 4096, dtype=self.dtype, kernel_init=linen.initializers.he_normal())
         x = endpoints["pool5"].reshape(len(images), -1)
-        x = endpoints["fc1"] = linen.relu(dense(name="fc1")(x))
+        x = endpoints["fc1"] = nn.relu(dense(name="fc1")(x))
         x = linen.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-        x = endpoints["fc2"] = linen.relu(dense(name="fc2")(x))
+        x = endpoints["fc2"] = nn.relu(dense(name="fc2")(x))
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints
 
 
@@ -146,7 +146,7 @@ class AlexNetTorchvision(linen.Module):
         for name in ("fc1", "fc2"):
             x = linen.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(x)
             dense = linen.Dense(4096, dtype=self.dtype, kernel_init=linen.initializers.he_normal(), name=name)
-            x = endpoints[name] = linen.relu(dense(x))
+            x = endpoints[name] = nn.relu(dense(x))
         return nn.Head(self.num_classes, name="head")(x, train), endpoints
 
 

@@ -63,12 +63,12 @@ class FashionCNN(linen.Module):
         for i, stage in enumerate(_STAGES, start=1):
             for name, multiple, size in stage:
                 conv = nn.Conv(multiple * self.width, size, dtype=self.dtype, kernel_init=_init, name=name)
-                x = endpoints[name] = linen.relu(conv(x))
+                x = endpoints[name] = nn.relu(conv(x))
             x = endpoints[f"pool{i}"] = nn.max_pool(x, 2)
         endpoints["pooled"] = nn.global_avg_pool(x)
         x = x.reshape(x.shape[0], -1)
         for name, units in (("dense1", 128), ("dense2", 64)):
-            x = endpoints[name] = linen.relu(linen.Dense(units, dtype=self.dtype, kernel_init=_init, name=name)(x))
+            x = endpoints[name] = nn.relu(linen.Dense(units, dtype=self.dtype, kernel_init=_init, name=name)(x))
             x = linen.Dropout(self.dropout, deterministic=not train)(x)
         if self.num_classes is None:
             return None, endpoints

@@ -70,7 +70,7 @@ class ConvReLU(linen.Module):
     @linen.compact
     def __call__(self, x: Array, train: bool) -> jax.Array:
         layer = nn.Conv(self.features, self.kernel_size, self.strides, self.padding, dtype=self.dtype, name="conv")
-        return linen.relu(layer(x))
+        return nn.relu(layer(x))
 
 
 class Inception(linen.Module):
@@ -122,7 +122,7 @@ class AuxiliaryHead(linen.Module):
         x = self.conv(128, 1, name="conv")(x, train)
         x = x.reshape(x.shape[0], -1)
         init = linen.initializers.he_normal()
-        x = linen.relu(linen.Dense(1024, dtype=self.conv.keywords["dtype"], kernel_init=init, name="dense")(x))
+        x = nn.relu(linen.Dense(1024, dtype=self.conv.keywords["dtype"], kernel_init=init, name="dense")(x))
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train)
 
 

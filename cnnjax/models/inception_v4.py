@@ -173,7 +173,7 @@ class Residual(linen.Module):
     def __call__(self, x: Array, train: bool) -> jax.Array:
         conv = nn.Conv(x.shape[-1], 1, dtype=self.conv_norm.keywords["dtype"], name="conv")
         y = self.scale * conv(Mixed(self.branches, self.conv_norm, name="mixed")(x, train)) + x
-        return linen.relu(y) if self.activate else y
+        return nn.relu(y) if self.activate else y
 
 
 # Name, how many, kind of block and its fields.

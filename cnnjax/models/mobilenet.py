@@ -105,7 +105,7 @@ class MobileNet(linen.Module):
         if self.padding is not None:
             nn.check_padding(self.padding)
         conv_norm = functools.partial(
-            nn.ConvNorm, activation=linen.relu6, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype
+            nn.ConvNorm, activation=nn.relu6, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype
         )
         first, strided = ("SAME", ((0, 1), (0, 1))) if self.padding is None else (self.padding, self.padding)
         x = conv_norm(int(32 * self.width), 3, strides=2, padding=first, name="stem")(images, train)
@@ -157,7 +157,7 @@ class MobileNetV2(linen.Module):
         nn.check_images(images, 1)
         nn.check_padding(self.padding)
         conv_norm = functools.partial(
-            nn.ConvNorm, activation=linen.relu6, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype
+            nn.ConvNorm, activation=nn.relu6, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype
         )
         x = conv_norm(_rounded(32 * self.width), 3, strides=2, padding=self.padding, name="stem")(images, train)
         endpoints: dict[str, jax.Array] = {}

@@ -66,7 +66,7 @@ class Unit(linen.Module):
             y = nn.SqueezeExcite(self.reduction, dtype=self.conv_norm.keywords["dtype"], name="se")(y)
         if self.strides > 1 or x.shape[-1] != features:
             x = self.conv_norm(features, 1, strides=self.strides, activation=None, name="shortcut")(x, train)
-        return linen.relu(x + y)
+        return nn.relu(x + y)
 
 
 class Stage(linen.Module):
@@ -153,15 +153,15 @@ class PreActivationUnit(linen.Module):
     @linen.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=nn.he_normal_fan_out)
-        active = linen.relu(self.norm(name="norm1")(x, use_running_average=not train))
+        active = nn.relu(self.norm(name="norm1")(x, use_running_average=not train))
         if self.project:
             x = conv(4 * self.maps, 1, strides=self.strides, name="shortcut")(active)
         elif self.strides > 1:
             x = x[:, :: self.strides, :: self.strides]
         y = conv(self.maps, 1, use_bias=False, name="conv1")(active)
-        y = linen.relu(self.norm(name="norm2")(y, use_running_average=not train))
+        y = nn.relu(self.norm(name="norm2")(y, use_running_average=not train))
         y = conv(self.maps, 3, strides=self.strides, padding=1, use_bias=False, name="conv2")(y)
-        y = linen.relu(self.norm(name="norm3")(y, use_running_average=not train))
+        y = nn.relu(self.norm(name="norm3")(y, use_running_average=not train))
         return x + conv(4 * self.maps, 1, name="conv3")(y)
 
 
@@ -212,7 +212,7 @@ class ResNetV2(linen.Module):
             name = f"stage{i + 1}"
             unit = functools.partial(PreActivationUnit, maps, norm=norm, dtype=self.dtype)
             x, endpoints[name] = stage(blocks, 2 if i < 3 else 1, unit, name=name)(x, train)
-        x = endpoints["stage4"] = linen.relu(norm(name="norm")(x, use_running_average=not train))
+        x = endpoints["stage4"] = nn.relu(norm(name="norm")(x, use_running_average=not train))
         x = endpoints["pooled"] = nn.global_avg_pool(x)
         if self.num_classes is None:
             return None, endpoints

@@ -39,7 +39,7 @@ class ResidualUnit(linen.Module):
         skip_z = inputs
         if self.strides > 1:
             skip_z = self.conv_norm(self.filters, 1, strides=self.strides, activation=None, name="skip")(inputs, train)
-        return linen.relu(z + skip_z)
+        return nn.relu(z + skip_z)
 
 
 class ResNet34(linen.Module):

@@ -50,7 +50,7 @@ class Bottleneck(linen.Module):
             size, padding = (3, 1) if self.strides > 1 else (1, 0)
             shortcut = functools.partial(self.conv_norm, features, size, activation=None, name="shortcut")
             x = shortcut(strides=self.strides, padding=padding)(x, train)
-        return linen.relu(x + y)
+        return nn.relu(x + y)
 
 
 class SENet(linen.Module):

@@ -44,7 +44,7 @@ class Block(linen.Module):
         conv = functools.partial(nn.Conv, self.maps, 3, dtype=self.dtype, kernel_init=nn.he_normal_fan_out)
         outputs = []
         for i in range(self.convs):
-            x = linen.relu(conv(name=f"conv{i + 1}")(x))
+            x = nn.relu(conv(name=f"conv{i + 1}")(x))
             outputs.append(x)
         return [*outputs, nn.max_pool(x, 2)]
 
@@ -86,9 +86,9 @@ class VGG(linen.Module):
             return None, endpoints
         dense = functools.partial(linen.Dense, 4096, dtype=self.dtype, kernel_init=linen.initializers.normal(0.01))
         x = x.reshape(len(images), -1)
-        x = endpoints["fc1"] = linen.relu(dense(name="fc1")(x))
+        x = endpoints["fc1"] = nn.relu(dense(name="fc1")(x))
         x = linen.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-        x = endpoints["fc2"] = linen.relu(dense(name="fc2")(x))
+        x = endpoints["fc2"] = nn.relu(dense(name="fc2")(x))
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints
 
 

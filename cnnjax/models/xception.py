@@ -75,7 +75,7 @@ class Block(linen.Module):
         y = jnp.asarray(x)
         for i, features in enumerate(self.maps):
             if i or self.activate:
-                y = linen.relu(y)
+                y = nn.relu(y)
             y = self.separable(features, name=f"sepconv{i + 1}")(y, train)
         if self.pool is None:
             return y + x, y
@@ -129,7 +129,7 @@ class Xception(linen.Module):
         x, endpoints["exit1_map"] = block(_EXIT1, self.padding, activate=True, name="exit1")(x, train)
         endpoints["exit1"] = x
         for i, features in enumerate(_EXIT2, start=1):
-            x = linen.relu(separable(features, name=f"exit2_sepconv{i}")(x, train))
+            x = nn.relu(separable(features, name=f"exit2_sepconv{i}")(x, train))
         endpoints["exit2"] = x
         x = endpoints["pooled"] = nn.global_avg_pool(x)
         if self.num_classes is None:

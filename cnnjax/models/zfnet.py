@@ -49,7 +49,7 @@ def _layer(module: linen.Module, x: Array, i: int, dtype: Dtype | None) -> tuple
     """Convolution i with its ReLU; what it gives, and that pooled and normalized: the input of the next layer."""
     maps, kernel, strides, padding = _LAYERS[i - 1]
     # The layer goes into the module that calls; linen.remat wants to be given it.
-    y = x = linen.relu(nn.Conv(maps, kernel, strides=strides, padding=padding, dtype=dtype, name=f"conv{i}")(x))
+    y = x = nn.relu(nn.Conv(maps, kernel, strides=strides, padding=padding, dtype=dtype, name=f"conv{i}")(x))
     if i in _POOLED:
         x = nn.max_pool(y, 3, strides=2, padding=nn.ceil_padding(y, 3, 2))
     return y, _lrn(x) if i < 3 else x
@@ -89,9 +89,9 @@ class ZFNet(linen.Module):
             return None, endpoints
         dense = functools.partial(linen.Dense, 4096, dtype=self.dtype, kernel_init=linen.initializers.he_normal())
         x = x.reshape(len(images), -1)
-        x = endpoints["fc1"] = linen.relu(dense(name="fc1")(x))
+        x = endpoints["fc1"] = nn.relu(dense(name="fc1")(x))
         x = linen.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-        x = endpoints["fc2"] = linen.relu(dense(name="fc2")(x))
+        x = endpoints["fc2"] = nn.relu(dense(name="fc2")(x))
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints
 
 

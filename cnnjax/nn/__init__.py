@@ -4,6 +4,7 @@ Models use these, never ``flax.linen``'s convolution, pooling and normalization,
 to make fast. The pooling functions have no parameters and are those of ``ops.pool``.
 """
 
+from cnnjax.nn.activation import relu, relu6
 from cnnjax.nn.block import (
     ConvNorm,
     Head,
@@ -42,5 +43,7 @@ __all__ = [
     "he_normal_fan_out",
     "local_response_norm",
     "max_pool",
+    "relu",
+    "relu6",
     "rematerialized",
 ]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from cnnjax.nn.activation import relu
 from cnnjax.nn.conv import Conv, DepthwiseConv, he_normal
 from cnnjax.nn.norm import BatchNorm
 from cnnjax.ops.pool import global_avg_pool
@@ -32,7 +33,7 @@ class ConvNorm(linen.Module):
     padding: Padding = "SAME"
     groups: int = 1
     use_bias: bool = False
-    activation: Activation | None = linen.relu
+    activation: Activation | None = relu
     momentum: float = 0.9
     epsilon: float = 1e-5
     use_scale: bool = True
@@ -76,7 +77,7 @@ class SqueezeExcite(linen.Module):
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = functools.partial(linen.Dense, dtype=self.dtype, kernel_init=he_normal)
-        squeezed = linen.relu(dense(max(x.shape[-1] // self.reduction, 1), name="reduce")(global_avg_pool(x)))
+        squeezed = relu(dense(max(x.shape[-1] // self.reduction, 1), name="reduce")(global_avg_pool(x)))
         gates = linen.sigmoid(dense(x.shape[-1], name="expand")(squeezed))
         return x * gates[:, None, None, :]
 

@@ -37,29 +37,34 @@ def _transformed_kernel(kernel: jax.Array) -> jax.Array:
     return jnp.matmul(both, kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
 
 
-def _tiles(m: np.ndarray, x: jax.Array, before: tuple[int, int], out: Sequence[int]) -> list[jax.Array]:
+def _padded(x: jax.Array, before: tuple[int, int], out: Sequence[int]) -> jax.Array:
+    """x with ``before`` zeros ahead and as many behind as 4×4 tiles of ``out`` pixels need."""
+    ends = [2 * -(-n // 2) + 2 - lo - have for n, lo, have in zip(out, before, x.shape[1:3], strict=True)]
+    return lax.optimization_barrier(pad(x, list(zip(before, ends, strict=True))))
+
+
+def _tiles(m: np.ndarray, x: jax.Array, out: Sequence[int], start: tuple[int, int] = (0, 0)) -> list[jax.Array]:
     """``m · d · mᵀ`` of all tiles d of x as matrices ``[tiles, c]``, entry by entry.
 
-    Tiles begin two pixels apart, ``before`` pixels ahead of x, and serve ``out`` pixels.
+    Tiles begin two pixels apart, at ``start``, and serve ``out`` pixels.
     """
-    size = m.shape[1]
+    size, (top, left) = m.shape[1], start
     high, wide = (-(-n // 2) for n in out)
-    ends = [2 * (n - 1) + size - lo - have for n, lo, have in zip((high, wide), before, x.shape[1:3], strict=True)]
-    x = lax.optimization_barrier(pad(x, list(zip(before, ends, strict=True))))
-    lines = [strided(x, (i, 0), (high, x.shape[2]), (2, 1)) for i in range(size)]
+    lines = [strided(x, (top + i, 0), (high, x.shape[2]), (2, 1)) for i in range(size)]
     entries = []
     for down in m:
         line = _sum(down, lines)
-        places = [strided(line, (0, j), (high, wide), (1, 2)) for j in range(size)]
+        places = [strided(line, (0, left + j), (high, wide), (1, 2)) for j in range(size)]
         entries += [rows(_sum(right, places)) for right in m]
     return entries
 
 
 def _filter(x: jax.Array, before: tuple[int, int], kernel: jax.Array, contract: int, out: Shape) -> jax.Array:
     """The convolution of x with the transformed kernel, whose axis ``contract`` meets x's channels."""
-    dims = (((1,), (contract,)), ((), ()))
-    tiles = _tiles(_BT, x, before, out[1:3])
-    products = [lax.dot_general(tile, kernel[i], dims) for i, tile in enumerate(tiles)]
+    dims = (((2,), (contract + 1,)), ((0,), (0,)))
+    tiles = _tiles(_BT, _padded(x, before, out[1:3]), out[1:3])
+    # One product of stacks: 16 products of slices of the kernel would compile 16 copies of slices.
+    products = list(lax.dot_general(jnp.stack(tiles), kernel, dims))
     shape = (x.shape[0], -(-out[1] // 2), -(-out[2] // 2), out[3])
     parts = [[_sum(np.kron(down, right), products).reshape(shape) for right in _AT] for down in _AT]
     return interleave(parts, out[1:3])
@@ -98,9 +103,12 @@ def winograd_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Ar
 def winograd_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
     """dk: the transpose of ``winograd_conv`` in its kernel."""
     before, size, dims = (g.pads[0][0], g.pads[1][0]), _together(g), (((0,), (0,)), ((), ()))
+    ahead, pixels = (max(0, 2 - before[0]), max(0, 2 - before[1])), [*map(max, g.x[1:3], g.out[1:3])]
 
     def products(x: jax.Array, dy: jax.Array) -> list[jax.Array]:
-        pairs = zip(_tiles(_BT, x, before, g.out[1:3]), _tiles(_AT.T, dy, (0, 0), g.out[1:3]), strict=True)
+        # dy is padded as the gradient in x needs it, so that XLA computes it once for both.
+        x, dy = _padded(x, before, g.out[1:3]), _padded(dy, ahead, pixels)
+        pairs = zip(_tiles(_BT, x, g.out[1:3]), _tiles(_AT.T, dy, g.out[1:3], ahead), strict=True)
         return [lax.dot_general(a, b, dims) for a, b in pairs]
 
     def add(total: list[jax.Array], images: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:

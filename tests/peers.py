@@ -1,21 +1,26 @@
 """Comparing our models with others' implementations: the same random weights, then logits and statistics.
 
-A peer's module is found from ours by ``rename``: path such as ``stage1/block2/conv1/conv`` → the peer's name for it.
-Every parameter must be filled once and every weight of the peer used once.
+The weights go by a file that the peer's own library writes and ``weights.load`` reads: what is compared is what a user
+of published weights gets.
 """
 
 import contextlib
 import functools
+import operator
 import os
 import re
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import flax
+import flax.linen as linen
 import jax
 import numpy as np
 
-from cnnjax import models
+from cnnjax import models, weights
+from cnnjax.weights import rules
 
 # Half the time to compile; what the operations compute is the same.
 FAST = {"xla_backend_optimization_level": "0"}
@@ -50,31 +55,26 @@ def close(ours, theirs, tolerance=TOLERANCE, what="logits"):
     assert error <= tolerance, f"{what}: off by {error:.2e} of the largest"
 
 
-def _flat(model, shape):
-    """Our variables as shapes: (collection, path, leaf) → shape."""
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    tree = jax.eval_shape(model.init, keys, jax.ShapeDtypeStruct((1, *shape), np.float32))
-    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}
+def _statistics(model, shape, kind, known):
+    """Our BatchNorm statistics → the peer's key for each, by the layout whose keys ``known`` has."""
+    paths = [path for path in rules.structure(model, shape).slots if path[0] == "batch_stats"]
+    for name, layout in model.layouts.items():
+        if name.startswith("keras") == (kind == "keras"):
+            keys = {path: rules.target(layout, kind, path) for path in paths}
+            if known.keys() >= set(keys.values()):
+                return keys
+    raise AssertionError(f"no layout of {type(model).__name__} knows these keys: {sorted(known)[:5]}…")
 
 
-def _filled(model, shape, find, unused):
-    """Variables from ``find(path of the module, leaf, shape)``; ``unused()`` lists what nobody asked for."""
-    flat = _flat(model, shape)
-    values = {}
-    for (collection, *path, leaf), size in flat.items():
-        value = np.asarray(find("/".join(path), leaf, size))
-        assert value.shape == size, (path, leaf, value.shape, size)
-        values[collection, *path, leaf] = value
-    assert not unused(), f"not used: {sorted(unused())[:20]}"
-    return flax.traverse_util.unflatten_dict(values)
+def _float64(variables):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
 
 
 def drawn(model, shape, seed=0):
     """Variables for images of this shape, random, but of scales that serve."""
     rng = np.random.default_rng(seed)
-    values = {
-        path: random_like(path[-1], size, np.prod(size[:-1]), rng) for path, size in sorted(_flat(model, shape).items())
-    }
+    slots = sorted(rules.structure(model, shape).slots.items())
+    values = {path: random_like(path[-1], slot.shape, np.prod(slot.shape[:-1]), rng) for path, slot in slots}
     return flax.traverse_util.unflatten_dict(values)
 
 
@@ -100,89 +100,75 @@ def randomize_torch(peer, residual=None, seed=0):
     return peer
 
 
-def from_torch(model, shape, peer, rename, flattened=None):
-    """Our variables with the peer's weights.
+def save_torch(peer, path, saved):
+    """Writes the peer's weights: ``saved`` is "zip" or "legacy", torch's formats, or "safetensors"."""
+    import torch
+    from safetensors.torch import save_file
 
-    ``flattened``: our dense layer after a flattened map → (maps, h, w), whose order torch has.
-    """
-    state = {k: v.numpy().copy() for k, v in peer.state_dict().items() if not k.endswith("num_batches_tracked")}
-    left = set(state)
-    names = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-
-    def find(path, leaf, size):
-        key = f"{rename(path)}.{names[leaf]}"
-        left.remove(key)
-        value = state[key]
-        if leaf != "kernel":
-            return value
-        if path in (flattened or {}):
-            value = value.reshape(-1, *flattened[path]).transpose(0, 2, 3, 1).reshape(len(value), -1)
-        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-        return value.reshape(size) if value.shape[:2] == (1, 1) or value.ndim == 2 else value
-
-    return _filled(model, shape, find, lambda: left)
+    if saved == "safetensors":
+        save_file(peer.state_dict(), path)
+    else:
+        torch.save(peer.state_dict(), path, _use_new_zipfile_serialization=saved == "zip")
 
 
 def check_torch(
-    name,
-    make_peer,
-    rename,
-    sizes,
-    *,
-    train_size=64,
-    batch=4,
-    residual=None,
-    flattened=None,
-    outputs=None,
-    **fields,
+    name, make_peer, sizes, *, saved="zip", train_size=64, batch=4, residual=None, outputs=lambda x: [x], **fields
 ):
     """Logits in inference on all ``sizes`` (pixels), then one step in training mode: logits and BatchNorm statistics.
 
-    ``make_peer()`` gives the torch module, without dropout; ``outputs(peer's result)`` → [logits, aux…] in the order
-    of our logits and ``aux…`` endpoints.
+    ``make_peer()`` gives the torch module, without dropout; ``saved`` is how its weights come to us; ``outputs(peer's
+    result)`` → [logits, aux…] in the order of our logits and ``aux…`` endpoints. Without ``train_size`` no training.
     """
     import torch
 
-    outputs = outputs or (lambda result: [result])
     model = models.create(name, **fields)
     peer = randomize_torch(make_peer(), residual).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        save_torch(peer, Path(folder, "peer"), saved)
+        variables = weights.load(Path(folder, "peer"), model)
     for size in sizes:
-        shape = (*((size, size) if isinstance(size, int) else size), 3)
-        variables = from_torch(model, shape, peer, rename, flattened)
-        x = images(shape, 2)
+        x = images((*((size, size) if isinstance(size, int) else size), 3), 2)
         logits, _ = jax.jit(functools.partial(model.apply, train=False), compiler_options=FAST)(variables, x)
         with torch.no_grad():
             close(logits, outputs(peer(torch.from_numpy(x.transpose(0, 3, 1, 2))))[0], what=f"{name} at {size}")
-    shape = (train_size, train_size, 3)
-    peer = peer.double()
-    variables = from_torch(model, shape, peer, rename, flattened)
+    if train_size is not None:
+        _check_torch_training(name, model, variables, peer, (train_size, train_size, 3), batch, outputs)
+
+
+def _check_torch_training(name, model, variables, peer, shape, batch, outputs):
+    import torch
+
+    peer, variables = peer.double().train(), _float64(variables)
     x = images(shape, batch, seed=1).astype(np.float64)
     with jax.enable_x64(True):
         apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
         apply = jax.jit(apply, compiler_options=FAST)
         (logits, endpoints), new = apply(variables, x, rngs={"dropout": jax.random.key(0)})
+    norms = {key: module for key, module in peer.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    before = {key: value.numpy().copy() for key, value in peer.state_dict().items()}
     counts = {}
-    for key, module in peer.named_modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.register_forward_hook(
-                lambda _, inputs, __, key=key: counts.update({key: inputs[0].numel() / inputs[0].shape[1]})
-            )
+    for key, module in norms.items():
+        module.register_forward_hook(
+            lambda _, inputs, __, key=key: counts.update({key: inputs[0].numel() / inputs[0].shape[1]})
+        )
     with torch.no_grad():
-        theirs = outputs(peer.train()(torch.from_numpy(x.transpose(0, 3, 1, 2))))
+        theirs = outputs(peer(torch.from_numpy(x.transpose(0, 3, 1, 2))))
     ours = [logits, *(endpoints[key] for key in sorted(endpoints) if key.startswith("aux"))]
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         close(a, b, TOLERANCE_HEAD, f"{name} in training, output {i}")
-    if "batch_stats" not in variables:
-        return
-    state = peer.state_dict()
-    for (*path, leaf), value in flax.traverse_util.flatten_dict(new["batch_stats"]).items():
-        key = rename("/".join(path))
-        expected = state[f"{key}.running_{leaf}"].numpy()
-        if leaf == "var":  # torch keeps the unbiased variance
-            old = np.asarray(flax.traverse_util.flatten_dict(variables["batch_stats"])[*path, leaf])
-            rate = 1 - dict(peer.named_modules())[key].momentum
-            expected = rate * old + (expected - rate * old) * (counts[key] - 1) / counts[key]
-        close(value, expected, TOLERANCE_64, f"{name}: {leaf} of {key} after a step")
+    after = peer.state_dict()
+    for (_, *path), key in _statistics(model, shape, "torch", after).items():
+        expected, norm = after[key].numpy() - before[key], key.rpartition(".")[0]
+        if path[-1] == "var":  # torch keeps the unbiased variance
+            rate, n = norms[norm].momentum, counts[norm]
+            expected = (expected + rate * before[key]) * (n - 1) / n - rate * before[key]
+        _close_change(new, variables, path, expected, f"{name}: {key}")
+
+
+def _close_change(new, old, path, expected, what):
+    """A statistic's step: unlike its value it is the same where the mean has taken in the bias of a convolution."""
+    ours = (functools.reduce(operator.getitem, path, x["batch_stats"]) for x in (new, old))
+    close(np.subtract(*ours), expected, TOLERANCE_64, f"{what}, its change in a step")
 
 
 # Keras
@@ -204,85 +190,56 @@ def randomize_keras(peer, residual=None, seed=0):
     return peer
 
 
-def zero_biases(peer):
-    """Sets the biases of convolutions to zero; returns their layers and names."""
-    convs = [layer for layer in peer.layers if layer.__class__.__name__ == "Conv2D" and layer.use_bias]
-    for layer in convs:
-        layer.bias.assign(np.zeros(layer.bias.shape))
-    return {(layer.name, layer.bias.name) for layer in convs}
+def check_keras(name, make_peer, sizes, *, saved="weights.h5", train_size=64, batch=4, residual=None, **fields):
+    """As ``check_torch``; ``make_peer(shape)`` gives the Keras model with logits, ``name`` may be a model of ours.
 
-
-def from_keras(model, shape, peer, rename, absent=None, without=()):
-    """Our variables with the peer's weights; returns also which of ours each of the peer's fills.
-
-    ``rename``: path → layer, or (layer, weight) where Keras joins two of our layers. ``absent``: leaf → value that the
-    peer does not have, such as a scale of one.
+    ``saved``: "weights.h5" and "keras" are Keras 3's files, "h5" is the old format.
     """
-    weights = {(layer.name, w.name): np.asarray(w.value) for layer in peer.layers for w in layer.weights}
-    left, where = set(weights) - set(without), {}
-    names = {"scale": "gamma", "mean": "moving_mean", "var": "moving_variance"}
-    norms = {layer.name for layer in peer.layers if layer.__class__.__name__ == "BatchNormalization"}
+    model = name if isinstance(name, linen.Module) else models.create(name, **fields)
+    known = {}  # by the shapes of the peer's weights, some of which depend on the image size
 
-    def find(path, leaf, size):
-        layer = rename(path)
-        key = layer if isinstance(layer, tuple) and leaf == "kernel" else None
-        if key is None:
-            layer = layer[0] if isinstance(layer, tuple) else layer
-            key = (layer, names.get(leaf, "beta" if leaf == "bias" and layer in norms else leaf))
-        if key not in weights and absent and leaf in absent:
-            return np.full(size, absent[leaf], np.float32)
-        left.remove(key)
-        where[path, leaf] = key
-        value = weights[key]
-        return value.reshape(size) if leaf == "kernel" and value.size == np.prod(size) else value
-
-    return _filled(model, shape, find, lambda: left), where
-
-
-def check_keras(
-    name,
-    make_peer,
-    rename,
-    sizes,
-    *,
-    train_size=64,
-    batch=4,
-    residual=None,
-    absent=None,
-    drop_bias=False,
-    **fields,
-):
-    """As ``check_torch``; ``make_peer(shape)`` gives the Keras model with logits.
-    ``drop_bias``: the peer's convolutions before BatchNorm have a bias, which is set to zero and not ours.
-    """
-    model = models.create(name, **fields)
+    def prepared(shape):
+        """The peer for images of this shape, and our variables with its weights."""
+        peer = make_peer(shape)
+        key = tuple(tuple(w.shape) for layer in peer.layers for w in layer.weights)
+        if key in known:
+            for layer, values in zip(peer.layers, known[key][0], strict=True):
+                layer.set_weights(values)
+        else:
+            randomize_keras(peer, residual)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, f"peer.{saved}")
+                (peer.save_weights if saved == "weights.h5" else peer.save)(path)
+                ours = weights.load(path, model, image_size=shape[:2])
+            known[key] = [[np.asarray(w.value) for w in layer.weights] for layer in peer.layers], ours
+        return peer, known[key][1]
 
     def run(size, train):
-        """Ours and theirs: (logits, new statistics)."""
+        """(Our logits, theirs), (our variables before, our new statistics, the changes of theirs)."""
         shape = (*((size, size) if isinstance(size, int) else size), 3)
-        peer = randomize_keras(make_peer(shape), residual)
-        variables, where = from_keras(model, shape, peer, rename, absent, zero_biases(peer) if drop_bias else ())
-        x = images(shape, batch if train else 2).astype(np.float64 if train else np.float32)
+        peer, variables = prepared(shape)
+        x = images(shape, batch if train else 2)
+        if train:
+            x, variables = x.astype(np.float64), _float64(variables)
         apply = functools.partial(model.apply, train=train, mutable=["batch_stats"])
         jit = functools.partial(jax.jit, compiler_options=FAST)
         (logits, _), new = jit(apply)(variables, x, rngs={"dropout": jax.random.key(0)})
         call = jit(functools.partial(peer.stateless_call, training=train))
         trainable, fixed = ([v.value for v in vs] for vs in (peer.trainable_variables, peer.non_trainable_variables))
         theirs, after = call(trainable, fixed, x)
-        owner = {id(w): (layer.name, w.name) for layer in peer.layers for w in layer.weights}
-        after = {owner.get(id(v)): v_new for v, v_new in zip(peer.non_trainable_variables, after, strict=True)}
-        ours = flax.traverse_util.flatten_dict(new.get("batch_stats", {}))
-        ours = {where["/".join(path), leaf]: value for (*path, leaf), value in ours.items()}
-        return (logits, ours), (theirs, after)
+        owner = {id(w): f"{layer.name}/{w.name}" for layer in peer.layers for w in layer.weights}
+        pairs = zip(peer.non_trainable_variables, after, strict=True)
+        changes = {owner[id(v)]: np.subtract(later, v.value) for v, later in pairs if id(v) in owner}
+        return (logits, theirs), (variables, new, changes)
 
     for size in sizes:
-        (logits, _), (theirs, _) = run(size, train=False)
-        close(logits, theirs, what=f"{name} at {size}")
+        logits, _ = run(size, train=False)
+        close(*logits, what=f"{name} at {size}")
     with jax.enable_x64(True), float64_keras():
-        (logits, ours), (theirs, after) = run(train_size, train=True)
-    close(logits, theirs, TOLERANCE_HEAD, f"{name} in training")
-    for key, value in ours.items():
-        close(value, after[key], TOLERANCE_64, f"{name}: {key} after a step")
+        logits, (old, new, changes) = run(train_size, train=True)
+    close(*logits, TOLERANCE_HEAD, f"{name} in training")
+    for (_, *path), key in _statistics(model, (train_size, train_size, 3), "keras", changes).items():
+        _close_change(new, old, path, changes[key], f"{name}: {key}")
 
 
 @contextlib.contextmanager

@@ -1,10 +1,15 @@
 """The chapter's ResNet-34 against the chapter's own code, and what every family is asked."""
 
 import types
+from typing import ClassVar
 
 import keras
+import numpy as np
 import peers
 import promises
+
+from cnnjax.models.resnet_chapter import ResNet34
+from cnnjax.types import Layout
 
 
 class ResidualUnit(keras.layers.Layer):
@@ -69,16 +74,24 @@ def peer(shape):
             named[f"unit{i}/skip/conv"], named[f"unit{i}/skip/norm"] = unit.skip_layers
     for name, layer in named.items():
         layer.name = name.replace("/", "_")
+    values = {f"{layer.name}/{w.name}": w for layer in named.values() for w in layer.weights}
     return types.SimpleNamespace(
         layers=list(named.values()),
+        save=lambda path: np.savez(path, **{name: w.numpy() for name, w in values.items()}),
         stateless_call=model.stateless_call,
         trainable_variables=model.trainable_variables,
         non_trainable_variables=model.non_trainable_variables,
     )
 
 
+class Named(ResNet34):
+    """Knows the names that ``peer`` gives."""
+
+    layouts: ClassVar = {"keras": Layout(((r"(\w+)/(\w+)", "{1}_{2}"), (r"(\w+)/(\w+)/(\w+)", "{1}_{2}_{3}")))}
+
+
 def test_is_the_chapters_model():
-    peers.check_keras("resnet34_chapter", peer, lambda path: path.replace("/", "_"), (64, 97), residual="main2_norm$")
+    peers.check_keras(Named(), peer, (64, 97), saved="npz", residual="main2_norm$")
 
 
 def test_count():

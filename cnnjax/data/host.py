@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -11,6 +12,7 @@ from cnnjax.types import UserError
 
 Transform = Callable[[np.ndarray], np.ndarray]
 MODES = {1: "L", 3: "RGB"}
+Resample = Literal["bilinear", "bicubic"]
 
 
 class CorruptImageError(UserError):
@@ -72,14 +74,51 @@ def _to_pil(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    resized = np.asarray(_to_pil(image).resize((width, height), Image.Resampling.BILINEAR))
-    return resized.reshape(height, width, image.shape[-1])
+def _resize(
+    image: np.ndarray, height: int, width: int, resample: Resample = "bilinear", box: tuple | None = None
+) -> np.ndarray:
+    """``box``: (left, top, right, bottom) of what becomes the whole; None: all of the image."""
+    if image.shape[:2] == (height, width) and box is None:
+        return image
+    resized = _to_pil(image).resize((width, height), Image.Resampling[resample.upper()], box)
+    return np.asarray(resized).reshape(height, width, image.shape[-1])
 
 
-def squeeze(size: int) -> Transform:
+def squeeze(size: int, resample: Resample = "bilinear") -> Transform:
     """To ``size`` × ``size``, whatever that does to the proportions (the chapter's way)."""
-    return lambda image: image if image.shape[:2] == (size, size) else _resize(image, size, size)
+    return lambda image: _resize(image, size, size, resample)
+
+
+def resize_and_crop(resize: int, size: int, resample: Resample = "bilinear") -> Transform:
+    """Shorter side to ``resize``, proportions kept, then the central square: torchvision's Resize and CenterCrop.
+
+    Raises:
+      UserError: ``size`` is larger than ``resize``.
+    """
+    if size > resize:
+        raise UserError(f"no square of {size} pixels can be cut where the shorter side has {resize}")
+
+    def crop(image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        short = min(height, width)
+        # Truncated here, halves to the even below, as there: another pixel costs points of published accuracies.
+        height, width = int(resize * height / short), int(resize * width / short)
+        top, left = round((height - size) / 2), round((width - size) / 2)
+        return _resize(image, height, width, resample)[top : top + size, left : left + size]
+
+    return crop
+
+
+def crop_and_resize(size: int, resample: Resample = "bilinear") -> Transform:
+    """The largest central square to ``size`` × ``size``: Keras' ``load_img(keep_aspect_ratio=True)``."""
+
+    def crop(image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return _resize(image, size, size, resample, (left, top, left + side, top + side))
+
+    return crop
 
 
 def center_crop(size: int) -> Transform:
@@ -90,7 +129,6 @@ def center_crop(size: int) -> Transform:
         factor = size / min(height, width)
         height, width = max(size, round(height * factor)), max(size, round(width * factor))
         top, left = (height - size) // 2, (width - size) // 2
-        resized = image if image.shape[:2] == (height, width) else _resize(image, height, width)
-        return resized[top : top + size, left : left + size]
+        return _resize(image, height, width)[top : top + size, left : left + size]
 
     return crop

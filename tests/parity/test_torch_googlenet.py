@@ -1,25 +1,8 @@
 """GoogLeNet against torchvision, with BatchNorm as it is there, and without, made of its parts."""
 
 import importlib
-import re
 
 import peers
-
-
-def rename(path):
-    """Our path → torchvision's name."""
-    path = path.replace("head/dense", "fc2" if path.startswith("aux") else "fc").replace("/dense", "/fc1")
-    path = re.sub(r"^conv2/", "conv3/", path).replace("conv2_reduce", "conv2")
-    for ours, theirs in (
-        ("conv1x1", "branch1"),
-        ("reduce3x3", "branch2.0"),
-        ("conv3x3", "branch2.1"),
-        ("reduce5x5", "branch3.0"),
-        ("conv5x5", "branch3.1"),
-        ("project", "branch4.1"),
-    ):
-        path = path.replace(f"/{ours}/", f"/{theirs}/")
-    return path.replace("/norm", "/bn").replace("/", ".")
 
 
 def outputs(result):
@@ -30,10 +13,8 @@ def check(name, make_peer, sizes, train_size, **options):
     peers.check_torch(
         name,
         make_peer,
-        rename,
         sizes,
         train_size=train_size,
-        flattened={"aux1/dense": (128, 4, 4), "aux2/dense": (128, 4, 4)},
         outputs=outputs,
         dropout=0.0,
         aux_dropout=0.0,
@@ -46,7 +27,7 @@ def test_googlenet_bn(torchvision):
         return torchvision.models.GoogLeNet(init_weights=False, dropout=0.0, dropout_aux=0.0)
 
     # On 97 pixels the auxiliary heads divide 6×6 maps into 4×4 windows.
-    check("googlenet_bn", make, (64, 97), train_size=97)
+    check("googlenet_bn", make, (64, 97), train_size=97, saved="safetensors")
 
 
 def original(torchvision):

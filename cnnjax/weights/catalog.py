@@ -1,0 +1,250 @@
+"""The published weights that our models can take: where they lie, what their images must look like, how good they are.
+
+Figures are percent of ImageNet's 50,000 validation images, one crop, as ``source`` says; none was measured by us.
+"""
+
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import flax.linen as linen
+
+from cnnjax import models
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file of weights that its publisher offers for download."""
+
+    tag: str
+    """Our model and the publisher, such as ``resnet50.keras``."""
+    model: str
+    """A name of ``models.names()``."""
+    url: str
+    file: str
+    """Its name in the cache, and the publisher's own unless that says nothing."""
+    source: str
+    """Who states the figures, and of what."""
+    image_size: int
+    """Height and width of the model's images in pixels."""
+    resize: int
+    """Pixels of the shorter side before the centre crop. Keras' publishers state none: there, the crop is 7/8 of it."""
+    resample: Literal["bilinear", "bicubic"]
+    preprocess: Literal["tf", "torch", "caffe"]
+    """Mode of ``weights.preprocess``."""
+    top1: float
+    """Percent."""
+    top5: float
+    """Percent."""
+    classes: int = 1000
+    """All have ImageNet's, in the order of ``imagenet_class_index.json``."""
+    sha256: str | None = None
+    """In hexadecimal, or how it begins where the publisher states no more."""
+    md5: str | None = None
+    """Where the publisher states this instead."""
+    fields: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Fields of our model with which it computes what the publisher's does."""
+
+    def create(self, **overrides: Any) -> linen.Module:
+        """The model for these weights; ``overrides`` as in ``models.create``."""
+        return models.create(self.model, **{"num_classes": self.classes, **self.fields, **overrides})
+
+    @property
+    def digest(self) -> str | None:
+        """The checksum to hold it against, or how that begins: ``sha256:…`` or ``md5:…``; None if nobody states one."""
+        if self.sha256:
+            return f"sha256:{self.sha256}"
+        return f"md5:{self.md5}" if self.md5 else None
+
+
+def published() -> dict[str, Published]:
+    """Every entry by its tag, sorted."""
+    return dict(_entries())
+
+
+@functools.cache
+def _entries() -> dict[str, Published]:
+    entries = [*_keras_files(), *_keras_mobilenets(), *_torchvision_files(), *_timm_files()]
+    return {entry.tag: entry for entry in sorted(entries, key=lambda entry: entry.tag)}
+
+
+def _keras(
+    model: str, path: str, size: int, preprocess: Any, top1: float, top5: float, *, tag: str = "", **more: Any
+) -> Published:
+    return Published(
+        tag=f"{tag or model.removesuffix('_v1')}.keras",
+        model=model,
+        url=f"https://storage.googleapis.com/tensorflow/keras-applications/{path}",
+        file=path.rpartition("/")[2],
+        image_size=size,
+        resize=round(size * 8 / 7),
+        resample="bilinear",
+        preprocess=preprocess,
+        top1=top1,
+        top5=top5,
+        **{"source": _KERAS_SOURCE, **more},
+    )
+
+
+_KERAS_SOURCE = "table of keras.io/api/applications"
+_INCEPTION_RESNET_V2 = ("inception_resnet_v2", "inception_resnet_v2/inception_resnet_v2")
+_KERAS_INCEPTION_V3 = {"aux": False, "count_include_pad": False, "momentum": 0.99}
+
+# Our model, folder and beginning of the file's name; pixels, preprocess; top-1, top-5; MD5.
+_KERAS: tuple[tuple[Any, ...], ...] = (
+    ("vgg16", "vgg16/vgg16", 224, "caffe", 71.3, 90.1, "64373286793e3c8b2b4e3219cbf3544b"),
+    ("vgg19", "vgg19/vgg19", 224, "caffe", 71.3, 90.0, "cbe5617147190e668d6c5d5026f83318"),
+    ("resnet50_v1", "resnet/resnet50", 224, "caffe", 74.9, 92.1, "2cb95161c43110f7111970584f804107"),
+    ("resnet101_v1", "resnet/resnet101", 224, "caffe", 76.4, 92.8, "f1aeb4b969a6efcfb50fad2f0c20cfc5"),
+    ("resnet152_v1", "resnet/resnet152", 224, "caffe", 76.6, 93.1, "100835be76be38e30d865e96f2aaae62"),
+    ("resnet50_v2", "resnet/resnet50v2", 224, "tf", 76.0, 93.0, "3ef43a0b657b3be2300d5770ece849e0"),
+    ("inception_v3", "inception_v3/inception_v3", 299, "tf", 77.9, 93.7, "9a0d58056eeedaa3f26cb7ebd46da564"),
+    (*_INCEPTION_RESNET_V2, 299, "tf", 80.3, 95.3, "e693bd0210a403b3192acc6073ad2e96"),
+    ("xception", "xception/xception", 299, "tf", 79.0, 94.5, "0a58e3b7378bc2990ea3b43d5981f1f6"),
+)
+
+
+def _keras_files() -> Iterator[Published]:
+    for model, stem, *rest, md5 in _KERAS:
+        fields = _KERAS_INCEPTION_V3 if model == "inception_v3" else {}
+        yield _keras(model, f"{stem}_weights_tf_dim_ordering_tf_kernels.h5", *rest, md5=md5, fields=fields)
+
+
+# Width → pixels → top-1 and top-5. Keras states figures for width 1 at 224 only; the others are those of the TensorFlow
+# checkpoints that its files were translated from, of June 2017 (v1) and 2018 (v2).
+_Figures = dict[float, dict[int, tuple[float, float]]]
+_MOBILENET_V1: _Figures = {
+    1.0: {224: (70.4, 89.5), 192: (69.3, 88.9), 160: (67.2, 87.5), 128: (64.1, 85.3)},
+    0.75: {224: (68.4, 88.2), 192: (67.4, 87.3), 160: (65.2, 86.1), 128: (61.8, 83.6)},
+    0.5: {224: (64.0, 85.4), 192: (62.1, 84.0), 160: (59.9, 82.5), 128: (56.2, 79.6)},
+    0.25: {224: (50.6, 75.0), 192: (49.0, 73.6), 160: (46.0, 70.7), 128: (41.3, 66.2)},
+}
+_MOBILENET_V2: _Figures = {
+    1.4: {224: (75.0, 92.5)},
+    1.3: {224: (74.4, 92.1)},
+    1.0: {224: (71.3, 90.1), 192: (70.7, 90.1), 160: (68.8, 89.0), 128: (65.3, 86.9), 96: (60.3, 83.2)},
+    0.75: {224: (69.8, 89.6), 192: (68.7, 88.9), 160: (66.4, 87.3), 128: (63.2, 85.3), 96: (58.8, 81.6)},
+    0.5: {224: (65.4, 86.4), 192: (63.9, 85.4), 160: (61.0, 83.2), 128: (57.7, 80.8), 96: (51.2, 75.8)},
+    0.35: {224: (60.3, 82.9), 192: (58.2, 81.2), 160: (55.7, 79.1), 128: (50.8, 75.0), 96: (45.5, 70.4)},
+}
+_CHECKPOINTS = "tensorflow/models, slim/nets: of the checkpoint that the file was translated from"
+_TENTHS = {1.0: "1_0", 0.75: "7_5", 0.5: "5_0", 0.25: "2_5"}
+# Keras states no checksums of these. This one is computed from a file that predicts as it should.
+_COMPUTED = {"mobilenet_v1_0.75_224": "ae59f6e86edc054f4200fa4d04ae5d8559ca322f391b0aedac4eb9bec21c8f6e"}
+
+
+def _keras_mobilenets() -> Iterator[Published]:
+    for model, figures in (("mobilenet_v1", _MOBILENET_V1), ("mobilenet_v2", _MOBILENET_V2)):
+        for width, sizes in figures.items():
+            for size, (top1, top5) in sizes.items():
+                if model == "mobilenet_v1":
+                    path = f"mobilenet/mobilenet_{_TENTHS[width]}_{size}_tf.h5"
+                else:
+                    path = f"mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{width}_{size}.h5"
+                main = (width, size) == (1.0, 224)
+                tag = model if main else f"{model}_{width}_{size}"
+                more = {"fields": {} if width == 1.0 else {"width": width}, "sha256": _COMPUTED.get(tag)}
+                source = _KERAS_SOURCE if main else _CHECKPOINTS
+                yield _keras(model, path, size, "tf", top1, top5, tag=tag, source=source, **more)
+
+
+# What computes as torch's ports of networks from TensorFlow, where our defaults are Keras'.
+_TORCH = {"padding": 1, "epsilon": 1e-5, "momentum": 0.9}
+
+# Tag, file, pixels of the shorter side, top-1, top-5. A name ends with the beginning of the file's SHA-256.
+_TORCHVISION: tuple[tuple[Any, ...], ...] = (
+    ("alexnet.torchvision", "alexnet-owt-7be5be79.pth", 256, 56.522, 79.066),
+    ("vgg16.torchvision", "vgg16-397923af.pth", 256, 71.592, 90.382),
+    ("vgg19.torchvision", "vgg19-dcbb9e9d.pth", 256, 72.376, 90.876),
+    ("googlenet.torchvision", "googlenet-1378be20.pth", 256, 69.778, 89.530),
+    ("inception_v3.torchvision", "inception_v3_google-0cc3c7bd.pth", 342, 77.294, 93.450),
+    ("resnet18.torchvision", "resnet18-f37072fd.pth", 256, 69.758, 89.078),
+    ("resnet34.torchvision", "resnet34-b627a593.pth", 256, 73.314, 91.420),
+    ("resnet50.torchvision", "resnet50-0676ba61.pth", 256, 76.130, 92.862),
+    ("resnet50.torchvision_v2", "resnet50-11ad3fa6.pth", 232, 80.858, 95.434),
+    ("resnet101.torchvision", "resnet101-63fe2227.pth", 256, 77.374, 93.546),
+    ("resnet101.torchvision_v2", "resnet101-cd907fc2.pth", 232, 81.886, 95.780),
+    ("resnet152.torchvision", "resnet152-394f9c45.pth", 256, 78.312, 94.046),
+    ("resnet152.torchvision_v2", "resnet152-f82ba261.pth", 232, 82.284, 96.002),
+    ("mobilenet_v2.torchvision", "mobilenet_v2-b0353104.pth", 256, 71.878, 90.286),
+    ("mobilenet_v2.torchvision_v2", "mobilenet_v2-7ebf99e0.pth", 232, 72.154, 90.822),
+)
+# GoogLeNet's auxiliary heads in the file were never trained.
+_TORCHVISION_FIELDS: dict[str, dict[str, Any]] = {"googlenet": {"aux": False}, "mobilenet_v2": _TORCH}
+
+
+def _torchvision_files() -> Iterator[Published]:
+    for tag, file, resize, top1, top5 in _TORCHVISION:
+        name = tag.partition(".")[0]
+        # torchvision's own models of these two turn what is prepared as "torch" into "tf" (transform_input).
+        preprocess: Literal["tf", "torch"] = "tf" if name in ("googlenet", "inception_v3") else "torch"
+        yield Published(
+            tag=tag,
+            model={"alexnet": "alexnet_torchvision", "googlenet": "googlenet_bn"}.get(name, name),
+            url=f"https://download.pytorch.org/models/{file}",
+            file=file,
+            source="torchvision's weights enums",
+            image_size=299 if name == "inception_v3" else 224,
+            resize=resize,
+            resample="bilinear",
+            preprocess=preprocess,
+            top1=top1,
+            top5=top5,
+            sha256=re.fullmatch(r".*-([0-9a-f]{8})\.pth", file)[1],  # type: ignore[index]
+            fields=_TORCHVISION_FIELDS.get(name, {}),
+        )
+
+
+# Tag; timm's name; pixels, shorter side, top-1, top-5.
+_TIMM: tuple[tuple[Any, ...], ...] = (
+    ("resnet18.timm", "resnet18.a1_in1k", 224, 235, 71.504, 90.086),
+    ("resnet34.timm", "resnet34.a1_in1k", 224, 235, 76.420, 92.896),
+    ("resnet50.timm", "resnet50.a1_in1k", 224, 235, 80.382, 94.598),
+    ("resnet101.timm", "resnet101.a1_in1k", 224, 235, 81.494, 95.164),
+    ("resnet152.timm", "resnet152.a1_in1k", 224, 235, 81.998, 95.294),
+    ("seresnet50.timm", "seresnet50.a1_in1k", 224, 235, 80.012, 94.704),
+    ("seresnet50.timm_a2", "seresnet50.a2_in1k", 224, 235, 80.102, 94.720),
+    ("seresnet50.timm_a3", "seresnet50.a3_in1k", 160, 168, 75.104, 92.096),
+    ("seresnet50.timm_ra2", "seresnet50.ra2_in1k", 224, 256, 80.260, 95.068),
+    ("senet154.timm", "legacy_senet154.in1k", 224, 256, 81.320, 95.502),
+    ("inception_v4.timm", "inception_v4.tf_in1k", 299, 341, 80.144, 94.982),
+    ("xception.timm", "legacy_xception.tf_in1k", 299, 333, 79.058, 94.396),
+    ("mobilenet_v1.timm", "mobilenetv1_100.ra4_e3600_r224_in1k", 224, 256, 75.388, 92.310),
+    ("mobilenet_v1_1.25.timm", "mobilenetv1_125.ra4_e3600_r224_in1k", 224, 248, 76.920, 93.232),
+)
+_TIMM_FIELDS: dict[str, dict[str, Any]] = {
+    "xception.timm": _TORCH,
+    "mobilenet_v1.timm": _TORCH,
+    "mobilenet_v1_1.25.timm": {"width": 1.25, **_TORCH},
+}
+# timm puts a hash into these names too, but does not check it, so neither do we.
+_TIMM_RELEASES = {
+    "senet154.timm": "v0.1-weights/legacy_senet154-e9eb9fe6.pth",
+    "xception.timm": "v0.1-cadene/xception-43020ad28.pth",
+}
+
+
+def _timm_files() -> Iterator[Published]:
+    for tag, name, size, resize, top1, top5 in _TIMM:
+        url = f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"
+        file = f"{name}.safetensors"
+        if release := _TIMM_RELEASES.get(tag):
+            url = f"https://github.com/rwightman/pytorch-image-models/releases/download/{release}"
+            file = release.partition("/")[2]
+        model = re.split(r"_1\.25|\.", tag)[0]
+        yield Published(
+            tag=tag,
+            model=model,
+            url=url,
+            file=file,
+            source=f"huggingface/pytorch-image-models, results/results-imagenet.csv: {name}",
+            image_size=size,
+            resize=resize,
+            resample="bilinear" if model == "senet154" else "bicubic",
+            preprocess="tf" if model in ("inception_v4", "xception", "mobilenet_v1") else "torch",
+            top1=top1,
+            top5=top5,
+            fields=_TIMM_FIELDS.get(tag, {}),
+        )

@@ -1,0 +1,59 @@
+"""ImageNet's 1000 classes: from what a network says to WordNet ids and names."""
+
+import functools
+import importlib.resources
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from cnnjax.types import Array, UserError
+
+
+class Prediction(NamedTuple):
+    """One class that a network sees in an image."""
+
+    wnid: str
+    """WordNet id, such as ``n02124075``."""
+    name: str
+    """Such as ``Egyptian_cat``. Two names stand for two classes each: crane and maillot."""
+    score: float
+
+
+@functools.cache
+def imagenet_classes() -> tuple[tuple[str, str], ...]:
+    """(WordNet id, name) of the 1000 classes, in the order that published networks have them."""
+    text = importlib.resources.files(__package__).joinpath("imagenet_class_index.json").read_text()
+    index = json.loads(text)
+    return tuple((wnid, name) for wnid, name in (index[str(i)] for i in range(len(index))))
+
+
+@functools.cache
+def imagenet_index() -> dict[str, int]:
+    """WordNet id → place among the 1000 classes."""
+    return {wnid: index for index, (wnid, _) in enumerate(imagenet_classes())}
+
+
+def decode_predictions(probabilities: Array, top: int = 5) -> list[list[Prediction]]:
+    """The ``top`` classes of each image with their names, the highest score first; of equal ones the first class.
+
+    Args:
+      probabilities: [n, 1000]. Scores are given back as they are: for shares of 1 apply a softmax to logits before.
+      top: 1 … 1000.
+
+    Raises:
+      UserError: not [n, 1000], not finite, or an impossible ``top``.
+    """
+    scores = np.asarray(probabilities, np.float64)
+    classes = imagenet_classes()
+    if scores.ndim != 2 or scores.shape[1] != len(classes):
+        raise UserError(f"expected scores of ImageNet's classes, [n, {len(classes)}], got shape {list(scores.shape)}")
+    if not np.isfinite(scores).all():
+        raise UserError("expected finite scores, got NaN or infinity: the weights or the images are damaged")
+    if not 1 <= top <= len(classes):
+        raise UserError(f"top must be in 1 … {len(classes)}, got {top}")
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return [
+        [Prediction(classes[i][0], classes[i][1], float(row[i])) for i in order]
+        for row, order in zip(scores, best, strict=True)
+    ]

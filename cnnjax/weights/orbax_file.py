@@ -1,0 +1,133 @@
+"""Folders that Orbax wrote: a run's checkpoints, one of them, or variables saved with a checkpointer."""
+
+import contextlib
+import functools
+import json
+import math
+import operator
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from cnnjax.types import PyTree, UserError
+from cnnjax.weights.files import Content, Tensor
+
+Place = tuple[str, ...]
+_DESCRIPTION = "_METADATA"  # the file that Orbax' folders of arrays have
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Content]:
+    """The weights of a run (its newest checkpoint), of one checkpoint, or of variables that Orbax saved.
+
+    Of a run's they are those that evaluation uses, the moving average if there is one; their CRC-32 is verified.
+
+    Raises:
+      UserError: it is damaged, or another folder.
+    """
+    folder = _folder(path)
+    sums = _checksums(folder)
+    try:
+        tree = ocp.PyTreeCheckpointHandler().metadata(folder.resolve()).tree
+        flat = {tuple(p.key for p in where): leaf for where, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        places = _places(flat, sums)
+        tensors = _tensors({key: flat[place] for key, place in places.items()}, _Reader(folder, tree, places, sums))
+    except UserError:
+        raise
+    # Orbax and TensorStore raise every kind of exception, plain Exception too, for a damaged file.
+    except Exception as error:
+        raise _damaged(folder, error) from error
+    yield Content("cnnjax", "Orbax checkpoint", tensors)
+
+
+def _folder(path: Path) -> Path:
+    """The folder of arrays: ``path`` itself, ``state`` of a checkpoint, or that of the newest in a run."""
+    if (path / _DESCRIPTION).is_file():
+        return path
+    if (path / "state").is_dir():
+        return path / "state"
+    runs = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = [int(step.name) for step in runs.iterdir() if step.name.isdecimal() and step.is_dir()]
+    if not steps:
+        raise UserError(f"{path} is a folder without checkpoints: give a run folder, or one that Orbax wrote")
+    return runs / str(max(steps)) / "state"
+
+
+def _checksums(folder: Path) -> Mapping[str, int]:
+    """CRC-32 by path in the state of a run, as ``checkpoint`` writes them; of other folders none."""
+    if folder.name != "state":
+        return {}
+    try:
+        sums = json.loads((folder.parent / "meta" / "metadata").read_bytes())["crc32"]
+        return {str(place): int(crc) for place, crc in sums.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _places(flat: Mapping[Place, Any], sums: Mapping[str, int]) -> dict[str, Place]:
+    """Key → place in the tree; of the state of a run those that evaluation uses."""
+    if not sums:
+        return {"/".join(place): place for place in flat}
+    roots = ("ema",) if any(name.startswith(".ema[") for name in sums) else ("params", "model_state")
+    places = {"/".join(p if p[0] == "params" else p[1:]): p for p in flat if p[0] in roots}
+    noted = {name for name in sums if name.startswith(tuple(f".{root}[" for root in roots))}
+    if noted != {_noted(place) for place in places.values()}:
+        raise ValueError(f"it has other arrays than the {len(noted)} that were written")
+    return places
+
+
+def _noted(place: Place) -> str:
+    """What the checksums call a place in the state."""
+    return f".{place[0]}" + "".join(f"[{name!r}]" for name in place[1:])
+
+
+class _Reader:
+    """Reads all arrays when the first is asked for: one by one it takes far longer."""
+
+    def __init__(self, folder: Path, tree: PyTree, places: Mapping[str, Place], sums: Mapping[str, int]) -> None:
+        self.folder, self.tree, self.places, self.sums = folder, tree, places, sums
+        self.lock = threading.Lock()
+        self.arrays: dict[str, np.ndarray] | None = None
+
+    def read(self, key: str) -> np.ndarray:
+        with self.lock:
+            if self.arrays is None:
+                self.arrays = self._restored()
+            return self.arrays[key]
+
+    def _restored(self) -> dict[str, np.ndarray]:
+        roots = {place[0] for place in self.places.values()}
+        item = {root: self.tree[root] for root in roots}
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        wanted = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
+        try:
+            restored = ocp.PyTreeCheckpointHandler().restore(self.folder.resolve(), args=wanted)
+            arrays = {key: functools.reduce(operator.getitem, place, restored) for key, place in self.places.items()}
+            for key, place in self.places.items():
+                if self.sums and zlib.crc32(np.ascontiguousarray(arrays[key]).data) != self.sums[_noted(place)]:
+                    raise ValueError(f"the checksum of {key} differs from that written")
+        # As above.
+        except Exception as error:
+            raise _damaged(self.folder, error) from error
+        return arrays
+
+
+def _tensors(described: Mapping[str, Any], reader: _Reader) -> dict[str, Tensor]:
+    for key, it in described.items():
+        if math.prod(it.storage.chunk_shape) > math.prod(it.shape):
+            raise ValueError(f"the pieces of {key} are larger than the whole")
+    return {
+        key: Tensor(tuple(it.shape), np.dtype(it.dtype), functools.partial(reader.read, key))
+        for key, it in described.items()
+    }
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{folder} is a damaged checkpoint of Orbax ({reason}): give another, or save it again")

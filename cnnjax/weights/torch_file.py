@@ -1,0 +1,173 @@
+"""Files of ``torch.save``, its zip format and the one before it, read without torch.
+
+Both hold a pickle that describes the tensors, and the storages that they are cut from. The CRC-32 of zip entries is
+checked; of the legacy format only the structure can be, so a flipped bit of a value goes unnoticed there.
+"""
+
+import contextlib
+import io
+import math
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnjax.types import UserError
+from cnnjax.weights import files, plain_pickle
+from cnnjax.weights.files import KINDS, ZIP, Content, Tensor, by_look
+from cnnjax.weights.mapped_zip import MappedZip
+from cnnjax.weights.plain_pickle import Storage, TorchTensor
+
+PICKLE_LIMIT = 64 << 20  # bytes
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format: torch.serialization
+_MAGIC_PICKLED = b"\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."
+_TAR = b"ustar"  # at byte 257
+SAVE_AGAIN = "load it with torch and save it anew: torch.save(model.state_dict(), ...)"
+
+Fetch = Callable[[Storage], np.ndarray]  # the bytes of a storage
+
+
+def is_torch(start: bytes) -> bool:
+    """Whether a file that is no zip begins as torch's legacy format does, or as the tar that it used before."""
+    return (start[:1] == b"\x80" and _MAGIC_PICKLED in start[:32]) or start[257:262] == _TAR
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Content]:
+    """A state dict that torch saved, by itself or under "state_dict" or "model" of a dict.
+
+    DataParallel's prefix ``module.`` is taken off; ``num_batches_tracked`` is left out.
+
+    Raises:
+      UserError: it is of another format, damaged, or asks for more than tensors and plain containers.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    saved, fetch = _zipped(path) if start.startswith(ZIP) else _legacy(path, start)
+    yield by_look("torch file", {key: _tensor(path, key, it, fetch) for key, it in _state(path, saved).items()})
+
+
+def _check_legacy(path: Path, start: bytes) -> None:
+    if start[257:262] == _TAR:
+        raise UserError(f"{path} is a tar archive, as torch wrote before 0.1.10: {SAVE_AGAIN}")
+    if not is_torch(start):
+        raise UserError(f"{path} begins with {start[:8]!r}: expected a file of torch.save, or it is cut off")
+
+
+def _state(path: Path, saved: Any) -> dict[str, TorchTensor]:
+    """The state dict in what was saved."""
+    if type(saved) is dict:
+        saved = next((saved[name] for name in ("state_dict", "model") if type(saved.get(name)) is dict), saved)
+    if type(saved) is not dict:
+        raise UserError(f"{path} holds a {type(saved).__name__}, expected a state dict: {SAVE_AGAIN}")
+    for key, value in saved.items():
+        if type(key) is not str or type(value) is not TorchTensor:
+            shown = f"{str(key)[:80]!r}, a {type(value).__name__}"
+            raise UserError(f"{path} holds {shown}, expected tensors by name: {SAVE_AGAIN}")
+    return saved
+
+
+def _tensor(path: Path, key: str, it: TorchTensor, fetch: Fetch) -> Tensor:
+    if not _fits(it):
+        what = f"{key[:80]!r} of size {it.size}, stride {it.stride}, offset {it.offset}"
+        raise UserError(
+            f"{path}: {what[:300]} does not fit its storage of {it.storage.numel} elements: damaged, or an expanded "
+            "tensor, to be saved as .contiguous()"
+        )
+
+    def read() -> np.ndarray:
+        dtype = it.storage.dtype
+        if 0 in it.size:
+            return np.zeros(it.size, dtype)
+        strides = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(it.size, it.stride, strict=True)]
+        return np.ndarray(it.size, dtype, fetch(it.storage), it.offset * dtype.itemsize, strides)
+
+    return Tensor(it.size, it.storage.dtype, read)
+
+
+def _fits(it: TorchTensor) -> bool:
+    """Whether all elements lie in the storage, and none of them twice, or a few bytes could ask for all memory."""
+    if 0 in it.size:
+        return math.prod(n or 1 for n in it.size) < 1 << 31
+    last = 0
+    for step, n in sorted((step, n) for n, step in zip(it.size, it.stride, strict=True) if n > 1):
+        if step <= last:
+            return False
+        last += (n - 1) * step
+    return it.offset + last < it.storage.numel
+
+
+def _legacy(path: Path, start: bytes) -> tuple[Any, Fetch]:
+    """Five pickles, then for each storage its number of elements (int64) and the elements."""
+    _check_legacy(path, start)
+    mapped = files.mapped(path)
+    limit = min(len(mapped), PICKLE_LIMIT)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), limit, access=mmap.ACCESS_READ) as pickles:
+        magic, protocol, system = (plain_pickle.load(pickles, path)[0] for _ in range(3))
+        if magic != MAGIC or protocol != PROTOCOL or type(system) is not dict:
+            raise UserError(f"{path} begins with a damaged header: fetch it again")
+        if system.get("little_endian") is not True:
+            raise UserError(f"{path} was written on a big-endian machine: {SAVE_AGAIN}")
+        saved, storages = plain_pickle.load(pickles, path)
+        keys, _ = plain_pickle.load(pickles, path)
+        at = pickles.tell()
+    data = _legacy_data(path, mapped, at, keys, storages)
+    return saved, lambda storage: data[storage.key]
+
+
+def _legacy_data(
+    path: Path, mapped: np.ndarray, at: int, keys: Any, storages: Mapping[str, Storage]
+) -> dict[str, np.ndarray]:
+    """The bytes of each storage, of which ``keys`` tells the order; they begin at byte ``at`` and end with the file."""
+    # Whole names only, so that sorting cannot fail; sorted they show a key that is missing, too many or there twice.
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
+        raise UserError(f"{path} lists other storages than its {len(storages)} tensors have: damaged, fetch it again")
+    data = {}
+    for key in keys:
+        storage = storages[key]
+        numel = int.from_bytes(mapped[at : at + 8].tobytes(), "little", signed=True)
+        end = at + 8 + storage.numel * storage.dtype.itemsize
+        if numel != storage.numel or end > len(mapped):
+            what = f"storage {key[:80]!r} has {numel} elements, expected {storage.numel}"
+            raise UserError(f"{path}: {what}, up to byte {end} of {len(mapped)}: damaged, fetch it again")
+        data[key] = mapped[at + 8 : end]
+        at = end
+    if at != len(mapped):
+        raise UserError(f"{path} goes on for {len(mapped) - at} bytes behind its last storage: damaged, fetch it again")
+    return data
+
+
+def _zipped(path: Path) -> tuple[Any, Fetch]:
+    """``<root>/data.pkl``, for each storage ``<root>/data/<key>``, and ``<root>/byteorder`` since torch 2.1."""
+    archive = MappedZip(path, files.mapped(path))
+    root = _root(path, archive.infos)
+    order = archive.infos.get(f"{root}/byteorder")
+    if order and (order.file_size > 6 or archive.read(order.filename).tobytes() != b"little"):
+        raise UserError(f"{path} was not written on a little-endian machine: {SAVE_AGAIN}")
+    if archive.infos[f"{root}/data.pkl"].file_size > PICKLE_LIMIT:
+        raise UserError(f"{path}: its data.pkl has more than {PICKLE_LIMIT >> 20} MiB: {SAVE_AGAIN}")
+    saved, storages = plain_pickle.load(io.BytesIO(archive.read(f"{root}/data.pkl").tobytes()), path)
+    for key, storage in storages.items():
+        info, size = archive.infos.get(f"{root}/data/{key}"), storage.numel * storage.dtype.itemsize
+        if info is None or info.file_size != size:
+            found = "is not there" if info is None else f"has {info.file_size} bytes"
+            raise UserError(f"{path}: storage {key[:80]!r} {found}, expected {size} bytes: damaged, fetch it again")
+    return saved, lambda storage: archive.read(f"{root}/data/{storage.key}")
+
+
+def _root(path: Path, names: Iterable[str]) -> str:
+    """The folder that holds all entries."""
+    parts = [tuple(name.split("/", 2)) for name in names]
+    roots = [part[0] for part in parts if part[1:] == ("data.pkl",)]
+    if any(part[1:2] in (("code",), ("constants.pkl",)) for part in parts):
+        raise UserError(
+            f"{path} is a TorchScript model: load it with torch.jit and save its weights: "
+            "torch.save(model.state_dict(), ...)"
+        )
+    if len(roots) != 1:
+        raise UserError(
+            f"{path} is a zip archive with {len(roots)} data.pkl in it, expected 1, as torch.save writes it; or {KINDS}"
+        )
+    return roots[0]

@@ -1,0 +1,273 @@
+"""weights.load and save: every array once, exact folds, heads, errors with both sides."""
+
+import functools
+from typing import ClassVar
+
+import flax
+import flax.linen as linen
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from cnnjax import models, nn, weights
+from cnnjax.types import Layout, UserError
+
+
+class Net(linen.Module):
+    """conv, BatchNorm, dense on the flattened map, head."""
+
+    image_shape: ClassVar = (6, 4, 3)
+    layouts: ClassVar = {
+        "keras": Layout(((r"stem/conv", "c"), (r"stem/norm", "n"), (r"fc(\d)", "d{1-1}"), (r"head/dense", "out"))),
+        "torch": Layout(
+            ((r"stem/conv", "c"), (r"stem/norm", "n"), (r"fc(\d)", "d.{1+1}"), (r"head/dense", "out"), (r"aux", "aux")),
+            epsilon=1e-2,
+            fields={"padding": 1},
+            absent={"scale": 1.0},
+            flat={"fc1": (5, 6, 4)},
+            unused=r"aux\.",
+        ),
+    }
+    num_classes: int | None = 7
+    padding: int = 1
+    epsilon: float = 1e-3
+
+    @linen.compact
+    def __call__(self, x, *, train=False):
+        x = nn.ConvNorm(5, 3, padding=self.padding, epsilon=self.epsilon, name="stem")(x, train)
+        x = linen.Dense(8, name="fc1")(x.reshape(len(x), -1))
+        return (None if self.num_classes is None else nn.Head(self.num_classes, name="head")(x, train)), {"fc1": x}
+
+
+def torch_arrays(seed=0):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    return {
+        "c.weight": draw(5, 3, 3, 3),
+        "c.bias": draw(5),
+        "n.weight": draw(5),
+        "n.bias": draw(5),
+        "n.running_mean": draw(5),
+        "n.running_var": rng.uniform(0.5, 2, 5).astype(np.float32),
+        "d.2.weight": draw(8, 5 * 6 * 4),
+        "d.2.bias": draw(8),
+        "out.weight": draw(7, 8),
+        "out.bias": draw(7),
+    }
+
+
+def expected_logits(a, images):
+    """The torch net of these arrays, by the book, in float64."""
+    a = {name: x.astype(np.float64) for name, x in a.items()}
+    x = np.pad(images.transpose(0, 3, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1))).astype(np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))
+    y = np.einsum("nchwij,ocij->nohw", windows, a["c.weight"]) + a["c.bias"][:, None, None]
+    scale = a["n.weight"] / np.sqrt(a["n.running_var"] + 1e-2)
+    y = (y - a["n.running_mean"][:, None, None]) * scale[:, None, None] + a["n.bias"][:, None, None]
+    y = np.maximum(y, 0).reshape(len(y), -1) @ a["d.2.weight"].T + a["d.2.bias"]
+    return y @ a["out.weight"].T + a["out.bias"]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(arrays, name="w.safetensors"):
+        save_file(arrays, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(1).normal(size=(2, 6, 4, 3)).astype(np.float32)
+
+
+def test_bias_before_norm_epsilon_order_and_flattening_are_converted_exactly(write, images):
+    arrays = torch_arrays()
+    variables = weights.load(write(arrays), Net())
+    logits, _ = Net().apply(variables, images)
+    np.testing.assert_allclose(logits, expected_logits(arrays, images), rtol=1e-4, atol=1e-4)
+    assert all(isinstance(x, jax.Array) and x.dtype == np.float32 for x in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_precisions_become_float32(write, dtype):
+    arrays = {name: x.astype(dtype) for name, x in torch_arrays().items()}
+    variables = weights.load(write(arrays), Net())
+    assert np.array_equal(variables["params"]["head"]["dense"]["kernel"], arrays["out.weight"].T.astype(np.float32))
+
+
+def test_what_the_layout_leaves_out_is_filled_and_auxiliary_heads_are_dropped(write):
+    arrays = torch_arrays()
+    del arrays["n.weight"]
+    arrays["aux.weight"] = np.zeros(3, np.float32)
+    variables = weights.load(write(arrays), Net())
+    assert variables["params"]["stem"]["norm"]["scale"].tolist() == [1] * 5
+
+
+def test_errors_list_both_sides(write):
+    arrays = torch_arrays()
+    arrays["surplus.weight"] = np.zeros((2, 3), np.float32)
+    arrays["out.weight"] = arrays["out.weight"][:6]
+    arrays["d.2.bias"] = arrays["d.2.bias"].astype(np.int32)
+    del arrays["n.running_mean"]
+    path = write(arrays)
+    with pytest.raises(UserError) as caught:
+        weights.load(path, Net())
+    text = str(caught.value)
+    assert text.startswith(f"{path}: this ")
+    for line in (
+        "in the model, not in the file (1):\n    batch_stats/stem/norm/mean [5] (their n.running_mean)",
+        "in the file, not in the model (1):\n    surplus.weight [2, 3]",
+        "params/head/dense/kernel: [8, 7], in the file out.weight [6, 8]",
+        "params/fc1/bias: float32, in the file d.2.bias int32",
+    ):
+        assert line in text
+    assert "head=" not in text
+
+
+def test_errors_show_20_of_each_kind(write):
+    arrays = torch_arrays() | {f"more.{i:02}": np.zeros(1, np.float32) for i in range(23)}
+    with pytest.raises(UserError, match=r"more\.19 \[1\]\n    and 3 more$"):
+        weights.load(write(arrays), Net())
+
+
+def test_a_head_of_another_size_is_replaced_only_on_request(write):
+    arrays = torch_arrays()
+    path, model = write(arrays), Net(num_classes=3)
+    with pytest.raises(UserError, match='with num_classes=3; head="new" starts a new head'):
+        weights.load(path, model)
+    loads = [weights.load(path, model, head="new", key=jax.random.key(i)) for i in (0, 0, 1)]
+    kernels = [v["params"]["head"]["dense"]["kernel"] for v in loads]
+    assert kernels[0].shape == (8, 3)
+    assert np.array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+    assert np.array_equal(loads[0]["params"]["fc1"]["bias"], arrays["d.2.bias"])
+    for name in ("out.weight", "out.bias"):  # nor need the file have one
+        del arrays[name]
+    assert jax.tree.structure(weights.load(write(arrays), model, head="new")) == jax.tree.structure(loads[0])
+    with pytest.raises(UserError, match='head is "strict" or "new"'):
+        weights.load(path, model, head="old")
+
+
+def test_a_model_without_a_head_leaves_the_file_s(write, images):
+    arrays = torch_arrays()
+    variables = weights.load(write(arrays), Net(num_classes=None))
+    _, endpoints = Net(num_classes=None).apply(variables, images)
+    _, whole = Net().apply(weights.load(write(arrays), Net()), images)
+    assert np.array_equal(endpoints["fc1"], whole["fc1"])
+
+
+def test_fields_that_would_compute_something_else_are_refused(write):
+    with pytest.raises(UserError, match=r"torch's weights want a Net with padding=1, this one has padding=0"):
+        weights.load(write(torch_arrays()), Net(padding=0))
+
+
+def test_channels_turned_round_take_the_images_turned_round(write, images):
+    path = write(torch_arrays())
+    plain, turned = (weights.load(path, Net(), reverse_channels=flag) for flag in (False, True))
+    a, b = Net().apply(plain, images)[0], Net().apply(turned, images[..., ::-1])[0]
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(a, Net().apply(turned, images)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("d.2.bias", np.nan, "d.2.bias holds NaN or infinity"),
+        ("c.weight", np.inf, "c.weight holds NaN or infinity"),
+        ("n.running_var", -1.0, "n.running_var is a variance below zero"),
+    ],
+)
+def test_values_that_no_network_has_are_refused(write, name, value, message):
+    arrays = torch_arrays()
+    arrays[name].flat[2] = value
+    with pytest.raises(UserError, match=message):
+        weights.load(write(arrays), Net())
+
+
+def test_what_is_neither_file_nor_tag_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"resnet50.kera is neither a file nor a tag.*did you mean resnet50.keras"):
+        weights.load("resnet50.kera", models.create("resnet50_v1"))
+    path = tmp_path / "notes.txt"
+    path.write_text("Dear diary")
+    with pytest.raises(UserError, match=r"notes.txt begins with b'Dear dia', which no file of weights does"):
+        weights.load(path, Net())
+    (tmp_path / "empty").touch()
+    with pytest.raises(UserError, match="begins with b''"):
+        weights.load(tmp_path / "empty", Net())
+
+
+def test_a_model_without_rules_for_the_file_says_which_it_has(write):
+    with pytest.raises(UserError, match=r"with torch's names, which LeNet5Modern has no rules for .*none"):
+        weights.load(write(torch_arrays()), models.create("lenet5_modern"))
+
+
+def test_every_model_is_saved_and_loaded_bit_for_bit(tmp_path):
+    """One by name of each file of models, with and without statistics, dense layers by image size, auxiliary heads."""
+    small = {"image_size": 64}
+    for name, size in (
+        ("lenet5", {}),
+        ("lenet5_modern", {}),
+        ("digits_cnn", {}),
+        ("resnet18", small),
+        ("googlenet", small),
+    ):
+        model = models.create(name)
+        shape = model.image_shape if not size else (64, 64, 3)
+        tree = jax.eval_shape(
+            model.init, dict.fromkeys(("params", "dropout"), jax.random.key(0)), np.zeros((1, *shape), np.float32)
+        )
+        rng = np.random.default_rng(0)
+        variables = jax.tree.map(lambda x: rng.uniform(0.1, 1, x.shape).astype(x.dtype), tree)  # noqa: B023
+        path = weights.save(tmp_path / f"{name}.bin", variables, model)
+        loaded = weights.load(path, model, **size)
+        assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded, variables)))
+    assert not [p for p in tmp_path.iterdir() if p.suffix != ".bin"]
+
+
+def test_save_refuses_what_is_not_the_model_s(tmp_path):
+    variables = jax.jit(Net().init)(jax.random.key(0), np.zeros((1, 6, 4, 3)))
+    path = tmp_path / "w"
+    with pytest.raises(UserError, match="without \\['batch_stats/stem/norm/mean'"):
+        weights.save(path, {"params": variables["params"]}, Net())
+    with pytest.raises(UserError, match="but with \\['params/head/dense/bias'"):
+        weights.save(path, variables, Net(num_classes=None))
+    with pytest.raises(UserError, match="layout"):
+        weights.save(path, variables, Net(), layout="onnx")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*choose another path"):
+        weights.save(tmp_path / "file" / "w", variables, Net())
+    assert not path.exists()
+
+
+def test_saved_weights_are_read_by_safetensors_itself_and_a_flip_is_noticed(tmp_path):
+    from safetensors.numpy import load_file
+
+    variables = jax.jit(Net().init)(jax.random.key(0), np.zeros((1, 6, 4, 3)))
+    path = weights.save(tmp_path / "w", variables, Net())
+    flat = flax.traverse_util.flatten_dict(variables, sep="/")
+    assert {k: v.tolist() for k, v in load_file(path).items()} == {k: v.tolist() for k, v in flat.items()}
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        weights.load(path, Net())
+
+
+def test_the_result_survives_the_file(tmp_path, write):
+    """Nothing stays mapped: the file may change or go."""
+    path = write(torch_arrays())
+    variables = weights.load(path, Net())
+    before = jax.tree.map(np.array, variables)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, variables)))
+
+
+def test_loaded_variables_train(write, images):
+    variables = weights.load(write(torch_arrays()), Net())
+    apply = functools.partial(Net().apply, train=True, mutable=["batch_stats"])
+    grads = jax.grad(lambda p: apply({**variables, "params": p}, images)[0][0].sum())(variables["params"])
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))

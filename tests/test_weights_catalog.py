@@ -1,0 +1,153 @@
+"""The catalog against the publisher's source that is installed here, and against our models."""
+
+import ast
+import inspect
+from urllib.parse import urlparse
+
+import jax
+import keras
+import numpy as np
+import pytest
+
+from cnnjax import weights
+from cnnjax.types import UserError
+from cnnjax.weights import download
+from cnnjax.weights.catalog import published
+
+ENTRIES = published()
+HOSTS = {"storage.googleapis.com", "download.pytorch.org", "huggingface.co", "github.com"}
+APPLICATIONS = {
+    "vgg16.keras": "VGG16",
+    "vgg19.keras": "VGG19",
+    "resnet50.keras": "ResNet50",
+    "resnet101.keras": "ResNet101",
+    "resnet152.keras": "ResNet152",
+    "resnet50_v2.keras": "ResNet50V2",
+    "inception_v3.keras": "InceptionV3",
+    "inception_resnet_v2.keras": "InceptionResNetV2",
+    "xception.keras": "Xception",
+}
+MOBILENETS = {"mobilenet_v1": keras.applications.MobileNet, "mobilenet_v2": keras.applications.MobileNetV2}
+
+
+def test_entries():
+    assert list(ENTRIES) == sorted(ENTRIES)
+    assert {entry.tag: entry for entry in ENTRIES.values()} == ENTRIES
+    for names in ([entry.file for entry in ENTRIES.values()], [entry.url for entry in ENTRIES.values()]):
+        assert len(set(names)) == len(names)
+    for tag, entry in ENTRIES.items():
+        url = urlparse(entry.url)
+        assert url.scheme == "https"
+        assert url.netloc in HOSTS
+        assert 40 < entry.top1 < entry.top5 < 100
+        assert entry.image_size < entry.resize
+        assert entry.classes == len(weights.labels.imagenet_classes())
+        assert tag.startswith(entry.model.removesuffix("_v1").removesuffix("_bn").removesuffix("_torchvision"))
+        assert download.by_file_name(entry.file) is entry
+    assert download.by_file_name("model.safetensors") is None
+
+
+def test_models():
+    """Their images have the paper's size but where weights for several were published."""
+    for tag, entry in ENTRIES.items():
+        model = entry.create(dtype=np.float16)
+        assert (model.num_classes, model.dtype) == (1000, np.float16)
+        assert entry.create(num_classes=None).num_classes is None
+        if "mobilenet" not in tag and tag != "seresnet50.timm_a3":
+            assert model.image_shape == (entry.image_size, entry.image_size, 3)
+
+
+def test_layouts():
+    """Each model knows its publisher's layout, and is what that layout asks for."""
+    for tag, entry in ENTRIES.items():
+        model, publisher = entry.create(), tag.rpartition(".")[2].partition("_")[0]
+        names = {publisher, "keras.io" if publisher == "keras" else "torch"}
+        fitting = [
+            name
+            for name, layout in model.layouts.items()
+            if name.split()[0] in names
+            and all(getattr(model, field) == value for field, value in layout.fields.items())
+        ]
+        assert fitting, tag
+
+
+@pytest.mark.parametrize("tag", APPLICATIONS)
+def test_keras_source(tag):
+    """Its get_file calls, the first of which is that of the weights with the head."""
+    entry, module = ENTRIES[tag], inspect.getmodule(getattr(keras.applications, APPLICATIONS[tag]))
+    if tag.startswith("resnet"):
+        name = entry.file.partition("_")[0]
+        source = inspect.getmodule(keras.applications.ResNet50)
+        assert entry.md5 == source.WEIGHTS_HASHES[name][0]
+        assert entry.url == f"{source.BASE_WEIGHTS_PATH}{name}_weights_tf_dim_ordering_tf_kernels.h5"
+        return
+    tree = ast.parse(inspect.getsource(module))
+    keywords = (node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "file_hash")
+    assert entry.md5 == min(keywords, key=lambda node: node.lineno).value.value
+    assert entry.file in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    url = module.WEIGHTS_PATH if hasattr(module, "WEIGHTS_PATH") else module.BASE_WEIGHT_URL + entry.file
+    assert entry.url == url
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "size"),
+    [
+        *(("mobilenet_v1", width, size) for width, size in [(0.25, 128), (0.5, 160), (0.75, 192), (1.0, 224)]),
+        *(("mobilenet_v2", width, size) for width, size in [(0.35, 96), (0.5, 128), (1.0, 224), (1.3, 224)]),
+    ],
+)
+def test_keras_mobilenets(monkeypatch, model, width, size):
+    """What Keras would download for these."""
+    asked = []
+
+    def get_file(name, url, **options):
+        asked.append((name, url, options.get("file_hash")))
+        raise InterruptedError
+
+    monkeypatch.setattr(inspect.getmodule(MOBILENETS[model]).file_utils, "get_file", get_file)
+    with pytest.raises(InterruptedError):
+        MOBILENETS[model](alpha=width, input_shape=(size, size, 3))
+    entry = ENTRIES[f"{model}.keras" if (width, size) == (1.0, 224) else f"{model}_{width}_{size}.keras"]
+    assert asked == [(entry.file, entry.url, entry.md5)]
+    assert entry.image_size == size
+    assert entry.fields.get("width", 1.0) == width
+
+
+def test_mobilenets_figures():
+    """A wider one, and one for larger images, is better; but for Keras' own figures, which are somewhat lower."""
+    for model in MOBILENETS:
+        of = {
+            (entry.fields.get("width", 1.0), entry.image_size): (entry.top1, entry.top5)
+            for tag, entry in ENTRIES.items()
+            if entry.model == model and tag.endswith(".keras")
+        }
+        assert len(of) == {"mobilenet_v1": 16, "mobilenet_v2": 22}[model]
+        for (width, size), figures in of.items():
+            for (other_width, other_size), better in of.items():
+                if other_width >= width and other_size >= size and (width, size) != (other_width, other_size):
+                    assert better[0] > figures[0]
+                    assert better[1] >= figures[1]
+
+
+@pytest.mark.parametrize("tag", [*APPLICATIONS, "mobilenet_v1.keras", "mobilenet_v2.keras"])
+def test_keras_preprocessing(tag):
+    function = MOBILENETS.get(tag.removesuffix(".keras")) or getattr(keras.applications, APPLICATIONS.get(tag, ""))
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype(np.float32)
+    theirs = inspect.getmodule(function).preprocess_input(pixels.copy())
+    np.testing.assert_allclose(weights.preprocess(pixels, ENTRIES[tag].preprocess), theirs, atol=1e-5)
+
+
+def test_file_that_lies_here(shared, tmp_path, monkeypatch):
+    """The published file passes, one with a bit turned over does not."""
+    monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path))
+    path = shared / "weights" / "mobilenet_7_5_224_tf.h5"
+    entry = download.by_file_name(path.name)
+    assert entry.tag == "mobilenet_v1_0.75_224.keras"
+    download.verify(path, entry)
+    content = bytearray(path.read_bytes())
+    content[5_000_000] ^= 1
+    damaged = tmp_path / path.name
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match="damaged or another file"):
+        download.verify(damaged, entry)
+    assert jax.tree.leaves(entry.fields) == [0.75]

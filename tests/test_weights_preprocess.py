@@ -1,0 +1,71 @@
+"""What networks are given: pixels prepared as Keras does it, and images cut as Keras loads them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnjax.data import host
+from cnnjax.types import UserError
+from cnnjax.weights.preprocess import preprocess
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+PIXELS[0, 0, 0], PIXELS[0, 0, 1] = 0, 255
+
+
+@pytest.mark.parametrize("mode", ["tf", "torch", "caffe"])
+@pytest.mark.parametrize("images", [PIXELS, PIXELS[0], PIXELS.astype(np.float32) * 0.99, PIXELS.astype(np.float64)])
+def test_equals_keras(mode, images):
+    from keras.applications import imagenet_utils
+
+    theirs = imagenet_utils.preprocess_input(images.astype(np.float32), "channels_last", mode)
+    ours = preprocess(images, mode)
+    assert isinstance(ours, np.ndarray)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+    compiled = jax.jit(preprocess, static_argnames="mode")(images, mode=mode)
+    assert isinstance(compiled, jax.Array)
+    assert compiled.dtype == jnp.float32
+    # XLA multiplies by the reciprocal: the last bit of values up to 152 may differ.
+    np.testing.assert_allclose(compiled, theirs, rtol=2e-7, atol=1e-6)
+
+
+def test_the_images_are_left_as_they_are():
+    images = PIXELS.astype(np.float32)
+    for mode in ("tf", "torch", "caffe"):
+        preprocess(images, mode)
+    np.testing.assert_array_equal(images, PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("images", "mode", "says"),
+    [
+        (PIXELS, "keras", 'modes "tf", "torch" and "caffe", got \'keras\''),
+        (PIXELS[..., :1], "tf", r"RGB images \[..., h, w, 3\], got shape \(3, 5, 7, 1\)"),
+        (PIXELS[0, 0], "tf", r"got shape \(7, 3\)"),
+        (PIXELS.astype(np.int64), "tf", "as uint8 or float, got int64"),
+    ],
+)
+def test_what_are_no_pixels_is_refused(images, mode, says):
+    with pytest.raises(UserError, match=says):
+        preprocess(images, mode)
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 47), (47, 31), (16, 16), (9, 12), (24, 24), (5, 200)])
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_square_and_squeeze_are_keras_load_img(height, width, resample, keep, tmp_path):
+    from keras.utils import load_img
+
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    theirs = load_img(tmp_path / "image.png", target_size=(16, 16), interpolation=resample, keep_aspect_ratio=keep)
+    ours = (host.crop_and_resize if keep else host.squeeze)(16, resample)(image)
+    np.testing.assert_array_equal(ours, np.asarray(theirs))
+
+
+def test_a_crop_larger_than_what_it_is_cut_from_is_refused():
+    with pytest.raises(UserError, match="no square of 224 pixels can be cut where the shorter side has 192"):
+        host.resize_and_crop(192, 224)

@@ -15,12 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from cnnjax.types import Array
 
 _COLOURS = {"train": "tab:blue", "valid": "tab:orange", "test": "tab:green"}
 _MOST_CLASSES_WITH_COUNTS = 20  # beyond, the numbers of a confusion matrix would overlap
+_MOST_BOXES_WITH_NAMES = 20  # beyond, names hide the objects
 
 
 def save(figure: Figure, path: Path | str, dpi: int = 100) -> Path:
@@ -278,7 +280,7 @@ def _show(axis: Axes, image: Array) -> None:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     axis.imshow(np.clip(pixels, 0, top), cmap="gray", vmin=0, vmax=top)
-    axis.set(xticks=[], yticks=[])
+    axis.set(xticks=[], yticks=[], anchor="N")  # in the middle of its cell it would move a long title out of the figure
     axis.spines[:].set(color="0.7", linewidth=0.5)  # a frame, or a white image would have no edge
 
 
@@ -292,3 +294,82 @@ def _curves_panel(axis: Axes, quantity: str, splits: Mapping[str, list[tuple[flo
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
+
+
+def boxed(
+    images: Sequence[Array],
+    boxes: Sequence[Array],
+    labels: Sequence[Array],
+    classes: Sequence[str],
+    titles: Sequence[str] | None = None,
+    columns: int = 4,
+    suptitle: str = "",
+) -> Figure:
+    """Images in rows of ``columns`` with their boxes, a colour and the name for each class.
+
+    Args:
+        images: as for `image_grid`.
+        boxes: of each image [k, 4], xyxy in pixels.
+        labels: of each image [k], places in ``classes``.
+        classes: names.
+        titles: as for `image_grid`.
+        columns: images per row, at most.
+        suptitle: a line above all.
+
+    Raises:
+        ValueError: no image, or another number of boxes, labels or titles than of images.
+    """
+    figure = image_grid(images, titles, columns, 12 / columns, suptitle)
+    for axis, corners, places in zip(figure.axes, boxes, labels, strict=True):
+        for (left, top, right, bottom), place in zip(np.asarray(corners), np.asarray(places), strict=True):
+            colour = f"C{place % 10}"
+            # The centre of pixel 0 is at 0 in the axes and at 0.5 in boxes.
+            corner, width, height = (left - 0.5, top - 0.5), right - left, bottom - top
+            axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.5))
+            if len(corners) <= _MOST_BOXES_WITH_NAMES:
+                behind = {"facecolor": colour, "alpha": 0.7, "pad": 0.5, "edgecolor": "none"}
+                axis.text(*corner, classes[place], fontsize=7, color="white", bbox=behind, clip_on=True)
+    return figure
+
+
+def lines(
+    series: Mapping[str, tuple[Array, Array]], x_label: str, y_label: str, log: bool = False, suptitle: str = ""
+) -> Figure:
+    """Named curves in one panel.
+
+    Args:
+        series: name → (x, y).
+        x_label: below.
+        y_label: beside.
+        log: whether y is logarithmic.
+        suptitle: a line above all.
+    """
+    figure = Figure((7, 4), layout="constrained")
+    figure.suptitle(suptitle, fontsize=11)
+    axis = figure.subplots()
+    for name, (x, y) in series.items():
+        axis.plot(x, y, label=name)
+    axis.set(xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
+    axis.grid(alpha=0.3)
+    if len(series) <= _MOST_CLASSES_WITH_COUNTS:
+        axis.legend(fontsize=7)
+    return figure
+
+
+def reliability(bins: Sequence[tuple[int, float, float]], suptitle: str = "") -> Figure:
+    """How often predictions of each confidence are right, and how many there are of each.
+
+    Args:
+        bins: (count, mean confidence, accuracy), as ``metrics.classification.calibration`` gives them.
+        suptitle: a line above all.
+    """
+    counts, confidence, accuracy = np.array(bins).T
+    figure = Figure((4.2, 4.2), layout="constrained")
+    figure.suptitle(suptitle, fontsize=11)
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
+    axis.plot(confidence, accuracy, marker="o")
+    axis.bar(confidence, counts / counts.sum(), width=0.03, color="tab:orange", alpha=0.5, label="share of predictions")
+    axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axis.legend(fontsize=8)
+    return figure

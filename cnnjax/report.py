@@ -66,6 +66,19 @@ def check_ranges(
         raise UserError("; ".join(bad))
 
 
+def run_folder(given: Path | None, name: str) -> Path:
+    """The folder that the user gave, else a new one in ``runs`` that is called ``name`` and the time.
+
+    Raises:
+      UserError: none is given in a run of several processes.
+    """
+    if given is not None:
+        return given
+    if jax.process_count() > 1:
+        raise UserError("give a run of several processes one --run-dir that all of them see")
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
 class Run:
     """The folder of one run, open for writing. Only process 0 writes.
 

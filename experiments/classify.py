@@ -167,12 +167,7 @@ def resolve(config: Config) -> Config:
         config = replace(config, epochs=2, batch_size=16, log_every=1)
     if config.model == "lenet5" and (config.label_smoothing or config.mixup):
         raise UserError("lenet5's loss takes hard labels: use it without --label-smoothing and --mixup")
-    if config.run_dir is None:
-        if jax.process_count() > 1:
-            raise UserError("give a run of several processes one --run-dir that all of them see")
-        name = f"{Path(config.dataset).name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
-        config = replace(config, run_dir=Path("runs") / name)
-    return config
+    return replace(config, run_dir=report.run_folder(config.run_dir, f"{Path(config.dataset).name}-{config.model}"))
 
 
 def load_data(config: Config) -> catalog.Splits:

@@ -58,3 +58,13 @@ def test_per_class_is_scikit_learns():
     np.testing.assert_allclose([row["recall"] for row in rows], recall)
     assert [row["images"] for row in rows] == support.tolist()
     assert np.isnan(classification.per_class(np.array([[0, 2], [0, 3]]), "ab")[0]["precision"])
+
+
+def test_calibration_by_hand():
+    """Guo et al. 2017: predictions of confidence 0.9, 0.95 (one right) and 0.55 (right): |0.5 − 0.925|·2/3 + 0.45/3."""
+    probabilities = np.array([[0.9, 0.1], [0.05, 0.95], [0.55, 0.45]])
+    bins = classification.calibration(probabilities, np.array([0, 0, 0]), bins=10)
+    assert [b.size for b in bins] == [1, 2]
+    np.testing.assert_allclose([(b.confidence, b.accuracy) for b in bins], [(0.55, 1), (0.925, 0.5)])
+    np.testing.assert_allclose(classification.calibration_error(bins), (0.45 + 2 * 0.425) / 3)
+    assert classification.calibration(np.array([[1.0, 0.0]]), np.array([0]))[0].confidence == 1

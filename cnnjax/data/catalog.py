@@ -38,7 +38,13 @@ class Splits:
     test: Source
 
 
-def load(name: str, data_dir: Path | None = None, splits: Mapping[str, str] | None = None, channels: int = 3) -> Splits:
+def load(
+    name: str,
+    data_dir: Path | None = None,
+    splits: Mapping[str, str] | None = None,
+    channels: int = 3,
+    fractions: tuple[float, float] = (0.15, 0.15),
+) -> Splits:
     """Opens a data set.
 
     Args:
@@ -47,6 +53,7 @@ def load(name: str, data_dir: Path | None = None, splits: Mapping[str, str] | No
       data_dir: where tfds data sets lie; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
       splits: tfds split syntax for any of train, valid, test, in place of the usual ones.
       channels: what the images of a folder are converted to, 1 or 3.
+      fractions: of a folder: see ``folder``.
 
     Raises:
       UserError: unknown name, data set not (or half) prepared, a bad split, a bad folder.
@@ -57,10 +64,15 @@ def load(name: str, data_dir: Path | None = None, splits: Mapping[str, str] | No
     if name == "digits":
         return digits()
     if is_folder(name):
-        return folder(Path(name).expanduser(), channels)
-    directory = data_dir or Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+        return folder(Path(name).expanduser(), channels, fractions)
+    directory = tfds_directory(data_dir)
     texts = {**TFDS.get(_base(name), OTHER_TFDS), **chosen}
     return Splits(**{part: tfds_split(name, text, directory) for part, text in texts.items()})
+
+
+def tfds_directory(data_dir: Path | None) -> Path:
+    """Where tfds data sets lie: ``data_dir``, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
+    return data_dir or Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
 def is_folder(name: str) -> bool:
@@ -92,10 +104,11 @@ def _stratified(labels: np.ndarray, fraction: float) -> list[np.ndarray]:
     return train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=0)
 
 
-def folder(root: Path, channels: int = 3) -> Splits:
+def folder(root: Path, channels: int = 3, fractions: tuple[float, float] = (0.15, 0.15)) -> Splits:
     """A folder with one sub-folder per class, or with ``train``, ``test`` (and ``valid`` or ``val``) of such.
 
-    What is not given is cut off stratified, reproducibly: 15 % for test, then 15 % of the rest for validation.
+    What is not given is cut off stratified, reproducibly: ``fractions[0]`` for test, then ``fractions[1]`` of the rest
+    for validation.
 
     Raises:
       UserError: see ``Folder.open``; a test or validation folder without a train folder; too few images to cut.
@@ -109,9 +122,9 @@ def folder(root: Path, channels: int = 3) -> Splits:
     }
     train = np.arange(len(whole))
     parts: dict[str, Source] = dict(given)
-    for part in ("test", "valid"):
+    for part, fraction in zip(("test", "valid"), fractions, strict=True):
         if part not in given:
-            kept, cut = _cut(whole, train, part)
+            kept, cut = _cut(whole, train, part, fraction)
             train, parts[part] = train[kept], Subset(whole, train[cut])
     return Splits(train=Subset(whole, train), **parts)
 
@@ -124,10 +137,10 @@ def _has_folders(path: Path) -> bool:
     return path.is_dir() and any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
 
 
-def _cut(whole: Folder, indices: np.ndarray, part: str) -> list[np.ndarray]:
+def _cut(whole: Folder, indices: np.ndarray, part: str, fraction: float) -> list[np.ndarray]:
     labels = whole.labels[indices]
     try:
-        return _stratified(labels, 0.15)
+        return _stratified(labels, fraction)
     except ValueError as error:
         counts = np.bincount(labels, minlength=len(whole.classes))
         fewest = int(counts.argmin())

@@ -127,7 +127,7 @@ class Folder:
             raise UserError(f"{root}: {found[0]!r} is its only class folder; a classifier needs two or more{hint}")
         if classes is not None and tuple(classes) != found:
             raise UserError(f"{root}: its classes {list(found)} are not those of the training set {list(classes)}")
-        files = [_images_below(root / name) for name in found]
+        files = [images_below(root / name) for name in found]
         empty = [name for name, paths in zip(found, files, strict=True) if not paths]
         if empty:
             raise UserError(f"{root}: no images in class folder(s) {empty}: add some, or remove the folder(s)")
@@ -142,7 +142,8 @@ class Folder:
         return {"image": image, "label": int(self.labels[index])}
 
 
-def _images_below(root: Path) -> list[Path]:
+def images_below(root: Path) -> list[Path]:
+    """Paths of the images in a folder and those in it, sorted; hidden files and folders are left out."""
     found = []
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if not name.startswith(".")]

@@ -1,6 +1,7 @@
 """Classification: masked sums over examples, divided last, so that figures do not depend on the batch size."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +23,21 @@ def sums(losses: Array, logits: Array, labels: Array, mask: Array | None = None)
       ``loss``, ``correct`` and ``correct_top5`` (where there are more than 5 classes), ``count``; scalars.
     """
     mask = jnp.ones(labels.shape, jnp.int32) if mask is None else mask.astype(jnp.int32)
-    # Rank of the true class = classes that score higher; ties count for the true class only if it comes first.
-    true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    before = jnp.arange(logits.shape[-1]) < labels[:, None]
-    rank = ((logits > true) | ((logits == true) & before)).sum(-1)
+    rank = ranks(logits, labels)
     counted = {"correct": 1, "correct_top5": 5} if logits.shape[-1] > 5 else {"correct": 1}
     hits = {name: ((rank < k) * mask).sum() for name, k in counted.items()}
     # where, not a product: a filled-up row may have an infinite loss, and inf · 0 is nan.
     return {"loss": jnp.where(mask > 0, losses, 0).sum(), **hits, "count": mask.sum()}
+
+
+def ranks(logits: Array, labels: Array) -> Array:
+    """How many classes score higher than the true one, int32 [n]: a prediction is among the top k if that is below k.
+
+    Of classes with equal scores the first counts as the higher.
+    """
+    true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    before = jnp.arange(logits.shape[-1]) < labels[:, None]
+    return ((logits > true) | ((logits == true) & before)).sum(-1)
 
 
 def confusion(logits: Array, labels: Array, mask: Array) -> Array:
@@ -53,3 +61,32 @@ def per_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, obje
         precision, recall = right / predicted, right / support
     rows = zip(classes, precision, recall, support, strict=True)
     return [{"class": c, "precision": float(p), "recall": float(r), "images": int(n)} for c, p, r, n in rows]
+
+
+class Bin(NamedTuple):
+    """Predictions of about equal confidence: how many, how confident on average, how often right."""
+
+    size: int
+    confidence: float
+    accuracy: float
+
+
+def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> list[Bin]:
+    """Predictions by confidence, the probability of the likeliest class, in bins of equal width without empty ones.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2.
+
+    Args:
+      probabilities: [n, classes].
+      labels: int [n].
+    """
+    confidence = probabilities.max(-1)
+    right = probabilities.argmax(-1) == labels
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    chosen = [which == i for i in range(bins)]
+    return [Bin(int(m.sum()), float(confidence[m].mean()), float(right[m].mean())) for m in chosen if m.any()]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: the mean of |accuracy − confidence| over predictions (Guo et al. 2017, eq. 3)."""
+    return sum(b.size * abs(b.accuracy - b.confidence) for b in bins) / sum(b.size for b in bins)

@@ -1,0 +1,146 @@
+"""Naming what is in photos: Keras' answers from Keras' weights, every kind of file, and files that are none."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import predict
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from cnnjax.types import UserError
+
+TAG, FILE = "mobilenet_v1_0.75_224.keras", "mobilenet_7_5_224_tf.h5"
+
+
+def run(folder: Path, *images: object, **fields: object) -> tuple[dict, dict]:
+    """The summary, and predictions.json."""
+    fields = {"smoke": True, **fields}
+    summary = predict.main(predict.Config(tuple(map(str, images)), run_dir=folder, **fields))
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    return summary, json.loads((folder / "predictions.json").read_text())
+
+
+def test_the_photos_of_the_chapter_are_what_keras_says(shared, tmp_path, monkeypatch, capsys):
+    import keras
+    from keras.src.applications import imagenet_utils
+
+    weights = shared / "weights" / FILE
+    peer = keras.applications.MobileNet((224, 224, 3), alpha=0.75, weights=None)
+    peer.load_weights(weights)
+    paths = load_sample_images().filenames
+    photos = np.stack([keras.utils.load_img(p, target_size=(224, 224), interpolation="bilinear") for p in paths])
+    index = json.loads((shared / "data" / "imagenet_class_index.json").read_text())
+    monkeypatch.setattr(imagenet_utils, "CLASS_INDEX", index)  # it downloads it otherwise
+    said = peer.predict(keras.applications.mobilenet.preprocess_input(photos.astype(np.float32)), verbose=0)
+    expected = imagenet_utils.decode_predictions(said)
+
+    summary, result = run(tmp_path, weights=TAG, file=weights, resize="squeeze", smoke=False)
+    assert summary == {"images": 2, "unreadable": 0}
+    assert [image["file"] for image in result["images"]] == paths
+    for image, theirs in zip(result["images"], expected, strict=True):
+        ours = image["predictions"]
+        assert [(p["wnid"], p["name"]) for p in ours] == [row[:2] for row in theirs]
+        np.testing.assert_allclose([p["score"] for p in ours], [row[2] for row in theirs], atol=1e-5)
+    assert [p["name"] for p in result["images"][0]["predictions"]] == ["beacon", "palace", "bell_cote", "stupa", "dome"]
+    printed = capsys.readouterr()
+    assert "n02814860" in printed.out
+    assert "RANDOM" not in printed.out + printed.err
+
+
+def test_smoke_says_that_its_weights_are_random(tmp_path, capsys):
+    summary, result = run(tmp_path, top=2)
+    assert summary == {"images": 2, "unreadable": 0}
+    assert result["weights"] == "random"
+    assert [len(image["predictions"]) for image in result["images"]] == [2, 2]
+    with Image.open(tmp_path / "predictions.png") as picture:
+        assert len(np.unique(np.asarray(picture))) > 100
+    printed = capsys.readouterr()
+    assert "RANDOM WEIGHTS" in printed.out
+    assert "RANDOM WEIGHTS" in printed.err
+    assert json.loads((tmp_path / "config.json").read_text())["weights"] == predict.SMOKE
+
+
+@pytest.fixture
+def album(tmp_path) -> Path:
+    """The same picture as several kinds of file, other pictures, and files that are none."""
+    folder = tmp_path / "album"
+    (folder / "deep").mkdir(parents=True)
+    pixels = np.asarray(Image.open(load_sample_images().filenames[1]).resize((160, 120)))
+    colour, grey = Image.fromarray(pixels), Image.fromarray(pixels).convert("L")
+    colour.save(folder / "a_rgb.png")
+    Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(folder / "b_rgba.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    colour.transpose(Image.Transpose.ROTATE_90).save(folder / "c_turned.png", exif=exif)
+    grey.save(folder / "d_grey.png")
+    deep = np.asarray(grey).astype(np.uint16) << 8
+    Image.fromarray(deep).save(folder / "e_16bit.png")
+    colour.quantize(64).save(folder / "f_palette.gif")
+    colour.convert("CMYK").save(folder / "g_cmyk.jpg")
+    buffer = io.BytesIO()
+    colour.save(buffer, "JPEG")
+    (folder / "h_cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    (folder / "i_text.jpg").write_text("no image")
+    (folder / "j_empty.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("not looked at")
+    grey.save(folder / "deep" / "k.png")
+    return folder
+
+
+def test_every_kind_of_file_is_read_and_what_is_none_is_named(album, tmp_path, capsys):
+    summary, result = run(tmp_path / "run", album, batch_size=8)
+    assert summary == {"images": 8, "unreadable": 3}
+    said = {Path(image["file"]).name: image["predictions"] for image in result["images"]}
+    assert said.keys() == {
+        *("a_rgb.png", "b_rgba.png", "c_turned.png", "d_grey.png"),
+        *("e_16bit.png", "f_palette.gif", "g_cmyk.jpg", "k.png"),
+    }
+    assert said["b_rgba.png"] == said["c_turned.png"] == said["a_rgb.png"]
+    assert said["e_16bit.png"] == said["d_grey.png"] == said["k.png"] != said["a_rgb.png"]
+    printed = capsys.readouterr().err
+    for error, name in zip(result["unreadable"], ("h_cut.jpg", "i_text.jpg", "j_empty.png"), strict=True):
+        assert error.startswith(f"{album / name}: not a readable image (")
+        assert f"left out: {error}\n" in printed
+
+
+def test_the_batch_size_changes_nothing(album, tmp_path):
+    images = sorted(album.glob("*_*.png"))[:5]
+    results = [run(tmp_path / str(size), *images, batch_size=size)[1]["images"] for size in (8, 64)]
+    few, many = ([[p["score"] for p in image["predictions"]] for image in result] for result in results)
+    np.testing.assert_allclose(few, many, rtol=1e-5)
+
+
+def test_names_stand_for_files_folders_and_patterns(album):
+    found = predict.find_images([f"{album}/[de]_*", str(album / "deep"), str(album / "d_grey.png")])
+    assert [path.name for path in found] == ["d_grey.png", "e_16bit.png", "k.png"]
+    assert len(predict.find_images([str(album)])) == 11
+    assert [path.name for path in predict.find_images([])] == ["china.jpg", "flower.jpg"]
+    (album / "photo [1].png").write_bytes((album / "d_grey.png").read_bytes())
+    assert [path.name for path in predict.find_images([f"{album}/photo [1].png"])] == ["photo [1].png"]
+    for name in ("gone.jpg", f"{album}/*.bmp"):
+        with pytest.raises(UserError, match="no images there; give files, folders with images, or a quoted pattern"):
+            predict.find_images([name])
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"top": 0}, "--top must be above 0, got 0"),
+        ({"top": 1001}, r"top must be in 1 … 1000, got 1001"),
+        ({"batch_size": 12}, "batch size 12 does not divide over 8 devices"),
+        ({"weights": "resnet50.kears", "smoke": False}, "did you mean resnet50.keras"),
+        ({"weights": "resnet50.keras", "file": Path("gone.h5"), "smoke": False}, "gone.h5"),
+    ],
+)
+def test_what_cannot_be_is_one_error(fields, says, tmp_path):
+    with pytest.raises(UserError, match=says) as error:
+        run(tmp_path / "run", **fields)
+    assert "\n" not in str(error.value)
+
+
+def test_only_unreadable_images_are_an_error(album, tmp_path):
+    with pytest.raises(UserError, match=r"none of the 2 images can be read, such as .*i_text\.jpg: not a readable"):
+        run(tmp_path / "run", album / "i_text.jpg", album / "j_empty.png")

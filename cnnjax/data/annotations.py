@@ -1,0 +1,283 @@
+"""Pictures with boxes: Pascal VOC (what LabelImg writes), COCO JSON, VGG Image Annotator; told apart by content.
+
+    found = annotations.open("animals", split="train")
+    found.records[0].boxes   # float32 [k, 4], xyxy in pixels from 0
+    found.faults             # what is wrong, and in which file and object
+    BoxSource(found)[0]      # of box_source: {"image", "boxes", "labels", "ignore"}
+
+Faulty boxes are never passed on, and never left out silently: `FAULTS` says what becomes of each kind.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cnnjax.data import annotation_files as files
+from cnnjax.data import host
+from cnnjax.data.sources import DECODE_THREADS
+from cnnjax.types import UserError
+
+ROUNDING = 0.5  # pixels that a box may leave the picture without being a fault; it is clipped all the same
+
+FAULTS: Mapping[str, str] = {
+    "degenerate": "the box has no area: left out",
+    "outside": "nothing of the box is in the picture: left out",
+    "clipped": "the box leaves the picture: what is inside is kept",
+    "duplicate": "the same box and class again: left out",
+    "unknown class": "left out",
+    "unreadable": "no box can be read: left out",
+    "no picture listed": "of a picture that the file does not list: left out",
+    "not annotated": "a picture of the split without annotation: left out",
+    "listed twice": "in the split: taken once",
+    "no objects": "a picture without boxes: kept",
+    "missing picture": "there is no such file: left out",
+    "unreadable picture": "it cannot be decoded: left out",
+    "size": "not the picture's: left out, its boxes would be too",
+}
+
+
+class NoAnnotationsError(UserError):
+    """Nothing here is in a known format."""
+
+
+class Fault(NamedTuple):
+    """What is wrong where; ``kind`` is a key of `FAULTS`, ``object`` empty where the whole file is meant."""
+
+    file: Path
+    object: str
+    kind: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture.
+
+    Attributes:
+      id: COCO's number, else the name.
+      path: of the picture.
+      width: in pixels, as labelled.
+      height: in pixels, as labelled.
+      boxes: float32 [k, 4], xyxy in pixels, inside the picture, with area.
+      labels: int32 [k], places in the classes.
+      difficult: bool [k], VOC's flag.
+      crowd: bool [k], COCO's flag: a box around many.
+    """
+
+    id: str | int
+    path: Path
+    width: int
+    height: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+    crowd: np.ndarray
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Pictures with their boxes, the names of the classes, and all that was wrong; ``kind`` is voc, coco or via."""
+
+    records: tuple[Record, ...]
+    classes: tuple[str, ...]
+    faults: tuple[Fault, ...]
+    kind: str
+
+
+def open(
+    path: Path | str, split: str | None = None, classes: Sequence[str] | None = None, check: bool = False
+) -> Annotations:
+    """Reads the annotations of a folder, or a COCO or VIA file.
+
+    Args:
+      path: folder with ``Annotations/*.xml`` and ``JPEGImages`` or xml beside the pictures (VOC), with
+        ``annotations/*.json`` or a JSON (COCO), with a JSON or CSV (VIA); or one of these files.
+      split: VOC: a list in ``ImageSets/Main``; else the file, by its name (``instances_val2017``) or the end of it
+        (``val2017``, which prefers ``instances_``). None: all, or the only file.
+      classes: expected names, in the order of their labels; None: COCO's order, or by name, of the whole VOC folder.
+      check: decode every picture; what cannot be used is left out and listed.
+
+    Raises:
+      NoAnnotationsError: nothing in a known format.
+      UserError: a damaged file, a split that is not there, several files and no split, or nothing left.
+    """
+    path = Path(path).expanduser()
+    kind, read = _read(path, split)
+    pictures, faults = list(read.pictures), [Fault(f, o, "no picture listed", what) for f, o, what in read.faults]
+    if kind == "voc" and split is not None:
+        pictures = _listed(path, split, pictures, faults)
+    names = tuple(classes if classes is not None else read.classes)
+    labels = {name: i for i, name in enumerate(names)}
+    records = [record for each in pictures if (record := _judged(each, labels, faults)) is not None]
+    if check:
+        records = _usable(records, {each.path: each.file for each in pictures}, faults)
+    if not records:
+        raise UserError(f"{path}: no picture with annotations is left{_first(faults)}")
+    return Annotations(tuple(records), names, tuple(faults), kind)
+
+
+def _first(faults: Sequence[Fault]) -> str:
+    return f"; {faults[0].file}: {faults[0].kind}, {faults[0].what}; {len(faults)} faults" if faults else ""
+
+
+def _read(path: Path, split: str | None) -> tuple[str, files.Read]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; expected annotations of Pascal VOC, COCO or VIA")
+    if path.is_dir() and any(any(folder.glob("*.xml")) for folder in (path / "Annotations", path)):
+        return "voc", files.voc(path)
+    file = path if path.is_file() else _chosen(path, split)
+    if file.suffix.lower() == ".csv":
+        content, entries = None, files.via_table(file)
+    else:
+        content = _json(file)
+        entries = files.via_entries(content)
+    if entries is not None:
+        return "via", files.via(entries, file)
+    if isinstance(content, dict) and "images" in content and "annotations" in content:
+        return "coco", files.coco(content, file)
+    raise NoAnnotationsError(f"{file}: neither COCO's JSON (images, annotations) nor an export of VGG Image Annotator")
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({error}): export the annotations again") from error
+
+
+def _chosen(folder: Path, split: str | None) -> Path:
+    found = sorted(
+        p for base in (folder / "annotations", folder) for end in ("json", "csv") for p in base.glob(f"*.{end}")
+    )
+    if not found:
+        raise NoAnnotationsError(
+            f"{folder}: no annotations in it; expected Annotations/*.xml or xml beside the pictures (Pascal VOC), "
+            "annotations/*.json (COCO), or a JSON or CSV (VGG Image Annotator)"
+        )
+    if split is not None:
+        exact = [path for path in found if path.stem in (split, f"instances_{split}")]
+        chosen = exact or [path for path in found if path.stem.endswith(f"_{split}")]
+    else:
+        chosen = found
+    if len(chosen) != 1:
+        said = "several files" if split is None else f"{len(chosen)} files for the split {split!r}"
+        raise UserError(f"{folder}: {said}; choose the split among {', '.join(path.stem for path in found)}")
+    return chosen[0]
+
+
+def _listed(folder: Path, split: str, pictures: Sequence[files.Picture], faults: list[Fault]) -> list[files.Picture]:
+    """The pictures of a split, in its order."""
+    lists = folder / "ImageSets" / "Main"
+    file = lists / f"{split}.txt"
+    if not file.is_file():
+        there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
+        raise UserError(f"{file}: no such list; splits there: {there}")
+    known, chosen = {picture.id: picture for picture in pictures}, {}
+    for line in filter(None, map(str.strip, file.read_text(encoding="utf-8", errors="replace").splitlines())):
+        name = line if line in known else line.split()[0]  # the lists of one class have a second column
+        if name in chosen:
+            faults.append(Fault(file, name, "listed twice", "in the split"))
+        elif name in known:
+            chosen[name] = known[name]
+        else:
+            faults.append(Fault(file, name, "not annotated", f"there is no {name}.xml"))
+    return list(chosen.values())
+
+
+def _judged(picture: files.Picture, labels: Mapping[str, int], faults: list[Fault]) -> Record | None:
+    """The picture with the boxes that can be used; adds what is wrong to ``faults``."""
+    size = picture.size or files.header_size(picture.path)
+    if size is None:
+        kind = "unreadable picture" if picture.path.is_file() else "missing picture"
+        faults.append(Fault(picture.file, "", kind, f"{picture.path}, whose size is not written elsewhere"))
+        return None
+    kept: dict[tuple[files.Box, str], files.Labelled] = {}
+    for each in picture.objects:
+        box, fault = _usable_box(each, size, labels)
+        if box is not None and (box, each.label) in kept:
+            box, fault = None, ("duplicate", f"xyxy {_text(each.box)}")
+        if box is not None:
+            kept[box, each.label] = each
+        if fault is not None:
+            faults.append(Fault(picture.file, each.name, *fault))
+    if not picture.objects:
+        faults.append(Fault(picture.file, "", "no objects", "nothing is labelled"))
+    return Record(
+        picture.id,
+        picture.path,
+        *size,
+        np.array([box for box, _ in kept], np.float32).reshape(-1, 4),
+        np.array([labels[label] for _, label in kept], np.int32),
+        np.array([each.difficult for each in kept.values()], bool),
+        np.array([each.crowd for each in kept.values()], bool),
+    )
+
+
+def _usable_box(
+    each: files.Labelled, size: tuple[int, int], labels: Mapping[str, int]
+) -> tuple[files.Box | None, tuple[str, str] | None]:
+    """What of the box is inside the picture, None if it cannot be used, and the fault if there is one."""
+    if each.fault is not None:
+        return None, each.fault
+    if not np.isfinite(each.box).all():
+        return None, ("unreadable", f"xyxy {_text(each.box)}")
+    if each.label not in labels:
+        return None, ("unknown class", f"{each.label!r}")
+    (left, top, right, bottom), (width, height) = each.box, size
+    if right <= left or bottom <= top:
+        return None, ("degenerate", f"xyxy {_text(each.box)}")
+    said = f"xyxy {_text(each.box)} in a picture of {width}×{height}"
+    inside = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
+    if inside[2] <= inside[0] or inside[3] <= inside[1]:
+        return None, ("outside", said)
+    beyond = max(abs(a - b) for a, b in zip(inside, each.box, strict=True))
+    return inside, ("clipped", said) if beyond > ROUNDING else None
+
+
+def _text(box: files.Box) -> str:
+    return " ".join(f"{value:g}" for value in box)
+
+
+# ---- pictures ----
+
+
+def picture(record: Record) -> np.ndarray:
+    """The picture of a record, uint8 [h, w, 3], turned as when it was labelled.
+
+    Tools that heed EXIF orientation label the turned picture, others the one that is stored; the size tells which.
+    Where both have it (half turns), the turned one.
+
+    Raises:
+      CorruptImageError: it cannot be read.
+      UserError: its size is not the record's.
+    """
+    image = host.decode(record.path, 3, record.path, upright=True)
+    if image.shape[:2] != (record.height, record.width):
+        image = host.decode(record.path, 3, record.path)
+    if image.shape[:2] != (record.height, record.width):
+        raise UserError(
+            f"{record.path}: labelled at {record.width}×{record.height}, but it has "
+            f"{image.shape[1]}×{image.shape[0]} pixels: label it again, or correct the size in its annotation"
+        )
+    return image
+
+
+def _usable(records: Sequence[Record], origin: Mapping[Path, Path], faults: list[Fault]) -> list[Record]:
+    def error(record: Record) -> tuple[str, str] | None:
+        try:
+            picture(record)
+        except host.CorruptImageError as error:
+            return ("unreadable picture" if record.path.is_file() else "missing picture"), str(error)
+        except UserError as error:
+            return "size", str(error)
+        return None
+
+    with ThreadPoolExecutor(DECODE_THREADS) as pool:
+        errors = list(pool.map(error, records))
+    faults += [Fault(origin[r.path], "", *e) for r, e in zip(records, errors, strict=True) if e is not None]
+    return [record for record, error in zip(records, errors, strict=True) if error is None]

@@ -1,0 +1,115 @@
+"""Boxes: ``float [..., 4]``, ``(x_min, y_min, x_max, y_max)`` in pixels, the left edge of column x at x.
+
+Another format has its name in the function's: ``cxcywh`` centre, width, height; ``xywh`` corner, width, height. Every
+function can be differentiated everywhere. A box with x_max ≤ x_min or y_max ≤ y_min has area 0, and where a ratio would
+be 0/0 it is 0 and so is its gradient. Integers and half precision are computed in float32, where a picture's area fits.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from cnnjax.types import Array
+
+_LEAST_AREA = 1e-12  # below, the square of an area, which its quotient's gradient divides by, leaves float32
+
+
+def area(boxes: Array) -> jax.Array:
+    """Areas [...] of boxes [..., 4]."""
+    boxes = _floats(boxes)
+    sides = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def iou(a: Array, b: Array) -> jax.Array:
+    """Intersection over union of each with each: [n, 4], [m, 4] → [n, m] in 0…1 (Jaccard 1912)."""
+    return iou_paired(jnp.asarray(a)[:, None], jnp.asarray(b)[None])
+
+
+def giou(a: Array, b: Array) -> jax.Array:
+    """Generalized IoU of each with each: [n, 4], [m, 4] → [n, m] in −1…1, see `giou_paired`."""
+    return giou_paired(jnp.asarray(a)[:, None], jnp.asarray(b)[None])
+
+
+def iou_paired(a: Array, b: Array) -> jax.Array:
+    """`iou` of boxes in the same place: [..., 4], [..., 4] → [...]; leading axes broadcast."""
+    intersection, union = _intersection_and_union(a, b)
+    return _ratio(intersection, union)
+
+
+def giou_paired(a: Array, b: Array) -> jax.Array:
+    """IoU less the share of the smallest box around both that neither covers (Rezatofighi et al. 2019, Algorithm 1).
+
+    Unlike the IoU it has a gradient where the boxes do not meet. As a loss: ``1 - giou_paired(a, b)``.
+
+    Args:
+        a: [..., 4].
+        b: [..., 4]; leading axes broadcast.
+
+    Returns:
+        [...] in −1…1.
+    """
+    intersection, union = _intersection_and_union(a, b)
+    a, b = _floats(a), _floats(b)
+    low, high = jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:])
+    hull = area(jnp.concatenate([low, high], axis=-1))
+    return _ratio(intersection, union) - _ratio(hull - union, hull)
+
+
+def clip(boxes: Array, height: Array | int, width: Array | int) -> jax.Array:
+    """The part of each box [..., 4] inside an image; of one outside, an empty box on the border."""
+    boxes = _floats(boxes)
+    return jnp.clip(boxes, 0, jnp.stack([width, height, width, height]).astype(boxes.dtype))
+
+
+def visible(boxes: Array, height: Array | int, width: Array | int) -> jax.Array:
+    """Share [...] of each box's area [..., 4] that is inside an image; 0 for a box without area."""
+    return _ratio(area(clip(boxes, height, width)), area(boxes))
+
+
+def xyxy_to_cxcywh(boxes: Array) -> jax.Array:
+    """Corners → centre, width, height."""
+    low, high = _corners(boxes)
+    return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
+
+
+def cxcywh_to_xyxy(boxes: Array) -> jax.Array:
+    """Centre, width, height → corners."""
+    centre, size = _corners(boxes)
+    return jnp.concatenate([centre - size / 2, centre + size / 2], axis=-1)
+
+
+def xyxy_to_xywh(boxes: Array) -> jax.Array:
+    """Corners → upper left corner, width, height (COCO's format)."""
+    low, high = _corners(boxes)
+    return jnp.concatenate([low, high - low], axis=-1)
+
+
+def xywh_to_xyxy(boxes: Array) -> jax.Array:
+    """Upper left corner, width, height → corners."""
+    corner, size = _corners(boxes)
+    return jnp.concatenate([corner, corner + size], axis=-1)
+
+
+def _floats(boxes: Array) -> jax.Array:
+    boxes = jnp.asarray(boxes)
+    if boxes.ndim == 0 or boxes.shape[-1] != 4:
+        raise TypeError(f"expected boxes [..., 4], got {list(boxes.shape)}")
+    return boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
+
+
+def _corners(boxes: Array) -> tuple[jax.Array, jax.Array]:
+    boxes = _floats(boxes)
+    return boxes[..., :2], boxes[..., 2:]
+
+
+def _intersection_and_union(a: Array, b: Array) -> tuple[jax.Array, jax.Array]:
+    a, b = _floats(a), _floats(b)
+    low, high = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
+    both = area(jnp.concatenate([low, high], axis=-1))
+    return both, area(a) + area(b) - both
+
+
+def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
+    # Twice: a quotient that is not taken still has a gradient, and NaN × 0 is NaN.
+    real = whole > _LEAST_AREA
+    return jnp.where(real, part / jnp.where(real, whole, 1), 0)

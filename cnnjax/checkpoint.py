@@ -107,6 +107,16 @@ class Checkpoints:
             )
         return None
 
+    def best(self, target: Callable[[int], PyTree]) -> tuple[int, PyTree]:
+        """The checkpoint with the highest score; as ``restore``, but an error if there is none, or it is damaged."""
+        step = self.manager.best_step()
+        try:
+            if step is None:
+                raise UserError("none has a score")
+            return step, self._read(step, target(step))
+        except Exception as error:  # as in restore
+            raise UserError(f"the best checkpoint in {self.directory} cannot be read: {error}") from error
+
     def _read(self, step: int, target: PyTree) -> PyTree:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
         restored = self.manager.restore(step, args=args)

@@ -111,6 +111,13 @@ def epochs(
                 sys.exit(130 if stop.signal == signal.SIGINT else 0)
 
 
+def best(plan: train.Plan, variables: PyTree, mesh: Mesh, run: report.Run) -> tuple[int, PyTree]:
+    """Step and variables (to evaluate) of the checkpoint with the highest score in the run folder."""
+    with contextlib.closing(checkpoint.Checkpoints(run.dir / "checkpoints", run.config)) as checkpoints:
+        step, state = checkpoints.best(lambda step: train.abstract_state(plan, variables, mesh, step))
+    return step, state.variables
+
+
 def _stop_request() -> contextlib.AbstractContextManager[checkpoint.StopRequest]:
     # Several processes must agree on the step to stop at: JAX's own watch on SIGTERM makes them, and must keep it.
     return contextlib.nullcontext(checkpoint.StopRequest()) if jax.process_count() > 1 else checkpoint.stop_on_signal()

@@ -284,3 +284,31 @@ def test_eight_devices_give_the_same_and_each_augments_its_own_shard():
     labels = np.eye(8, dtype=np.float32)
     for got, want in zip(mixed(key, spread(BATCH), spread(labels)), mixed(key, BATCH, labels), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+def test_cut_mix_pastes_the_neighbour_s_box_and_mixes_labels_by_pixels():
+    images = jnp.stack([jnp.full((4, 6, 1), value, jnp.float32) for value in (0.0, 1.0, 2.0)])
+    labels = jnp.eye(3)
+    corners, sizes = jnp.array([[1, 2], [-2, -1], [3, 5]]), jnp.array([[2, 3], [3, 3], [9, 9]])
+    mixed, targets = augment.cut_mix(images, labels, corners, sizes)
+    expected = np.array(images)
+    expected[0, 1:3, 2:5], expected[1, 0:1, 0:2], expected[2, 3:, 5:] = 2, 0, 1
+    assert np.array_equal(mixed, expected)
+    shares = np.array([6, 2, 1]) / 24
+    for i, share in enumerate(shares):
+        want = np.zeros(3)
+        want[i], want[i - 1] = 1 - share, share
+        np.testing.assert_allclose(targets[i], want, rtol=1e-6)
+
+
+def test_cutmix_pastes_a_share_that_is_uniform_before_clipping():
+    """Beta(1, 1): the box has on average half the image's area; a quarter of a box far out is lost on average."""
+    images, labels = jnp.zeros((2000, 16, 16, 1)), jax.nn.one_hot(jnp.arange(2000) % 2, 2)
+    mixed, targets = augment.cutmix(jax.random.key(0), images, labels, 1.0)
+    assert mixed.shape == images.shape
+    np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
+    pasted = 1 - jnp.take_along_axis(targets, (jnp.arange(2000) % 2)[:, None], 1)
+    # A side of r times the image's keeps r − r²/4 of it, r² is uniform: 1/2 − 1/5 + 1/48.
+    assert abs(float(pasted.mean()) - 0.3208) < 0.02
+    with pytest.raises(ValueError, match="alpha must be above 0"):
+        augment.cutmix(jax.random.key(0), images, labels, 0.0)

@@ -8,8 +8,8 @@ chains random operations and `per_example` applies the chain to a batch::
     augment = partial(per_example, one)  # (key, images [n, h, w, c]) → images [n, h, w, c]
 
 Every deterministic operation returns the image bit for bit at its neutral parameter. Anything but one
-float image raises `TypeError`, an impossible range `ValueError`, both while tracing. `mix` and `mixup`
-alone take a whole batch.
+float image raises `TypeError`, an impossible range `ValueError`, both while tracing. `mix`, `cut_mix` and
+their random forms alone take a whole batch.
 """
 
 from collections.abc import Callable
@@ -257,6 +257,48 @@ def mixup(key: Key, images: Array, labels_onehot: Array, alpha: float) -> tuple[
     if alpha <= 0:
         raise ValueError(f"mixup: alpha must be above 0, got {alpha}")
     return mix(images, labels_onehot, jax.random.beta(key, alpha, alpha, (len(images),)))
+
+
+def cut_mix(images: Array, labels: Array, corners: Array, sizes: Array) -> tuple[jax.Array, jax.Array]:
+    """Pastes a box of the example before it in the batch (the first: of the last) into each example.
+
+    Args:
+        images: float [n, h, w, c].
+        labels: float [n, k].
+        corners: int [n, 2], (row, column) of the box's first pixel; what lies outside the image does not count.
+        sizes: int [n, 2], (rows, columns).
+
+    Returns:
+        Images [n, h, w, c], and labels [n, k] mixed by the share of pixels of each.
+    """
+    h, w = images.shape[1:3]
+    inside = [
+        (jnp.arange(size) >= corners[:, i, None]) & (jnp.arange(size) < (corners + sizes)[:, i, None])
+        for i, size in enumerate((h, w))
+    ]
+    pasted = inside[0][:, :, None] & inside[1][:, None, :]
+    mixed = jnp.where(pasted[..., None], jnp.roll(images, 1, axis=0), images)
+    share = 1 - pasted.sum((1, 2)).astype(labels.dtype)[:, None] / (h * w)
+    return mixed, share * labels + (1 - share) * jnp.roll(labels, 1, axis=0)
+
+
+def cutmix(key: Key, images: Array, labels_onehot: Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """`cut_mix` of boxes around a pixel drawn uniformly, with an area of 1 − Beta(alpha, alpha) of the image's before
+    they are clipped to it (Yun et al. 2019, "CutMix", section 3.1); every example draws its own.
+
+    Args:
+        images: float [n, h, w, c].
+        labels_onehot: float [n, k].
+        alpha: above 0; the paper uses 1.
+    """
+    if alpha <= 0:
+        raise ValueError(f"cutmix: alpha must be above 0, got {alpha}")
+    for_share, for_centre = jax.random.split(key)
+    n, extent = len(images), jnp.array(images.shape[1:3])
+    side = jnp.sqrt(1 - jax.random.beta(for_share, alpha, alpha, (n, 1)))
+    sizes = jnp.round(side * extent).astype(jnp.int32)
+    centres = jnp.floor(jax.random.uniform(for_centre, (n, 2)) * extent).astype(jnp.int32)
+    return cut_mix(images, labels_onehot, centres - sizes // 2, sizes)
 
 
 def _checked(image: Array) -> jax.Array:

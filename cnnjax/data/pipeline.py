@@ -4,7 +4,8 @@ Sources in memory are indexed; others go through Grain, which reads, decodes and
 processes). Both draw their order from ``order``, so a set that is moved from disk to memory trains the same run.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 
 import grain
 import numpy as np
@@ -14,6 +15,8 @@ from cnnjax import sharding
 from cnnjax.data.host import Transform
 from cnnjax.data.sources import Arrays, Source
 from cnnjax.types import Batch, UserError
+
+RandomTransform = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -60,6 +63,7 @@ def train_batches(
     start: int = 0,
     *,
     transform: Transform | None = None,
+    random: RandomTransform | None = None,
     threads: int = 8,
     workers: int = 0,
 ) -> Iterator[Batch]:
@@ -68,6 +72,7 @@ def train_batches(
     Args:
       batch_size: images in the global batch; this process gets its share of the rows.
       transform: host transform of one image; not used for ``Arrays``, which have it behind them.
+      random: in its place, a host transform that draws; each image of each step has a generator of its own.
       threads: that read and decode, in each worker.
       workers: processes beside this one; 0 keeps everything in threads.
 
@@ -79,18 +84,26 @@ def train_batches(
     if negative := [f"{name} {value}" for name, value in numbers.items() if value < 0]:
         raise UserError(f"{', '.join(negative)}: must not be negative")
     positions = _Positions(len(source), batch_size, seed)
-    if isinstance(source, Arrays):
-        return _indexed(source, positions, start)
-    steps = grain.MapDataset.range(start, start + 2**40)
-    data = steps.map(lambda step: _load(source, positions(int(step)), transform))
-    return _read(data, threads, workers)
+    if isinstance(source, Arrays) and random is None:
+        return array_batches({"image": source.images, "label": source.labels}, batch_size, seed, start)
+
+    def load(step: int) -> dict[str, np.ndarray]:
+        return _load(source, positions(step), transform if random is None else _drawing(random, seed, step, positions))
+
+    return _read(grain.MapDataset.range(start, start + 2**40).map(lambda step: load(int(step))), threads, workers)
 
 
-def _indexed(source: Arrays, positions: _Positions, start: int) -> Iterator[Batch]:
-    step = start
-    while True:
-        yield source[positions(step)]
-        step += 1
+def array_batches(arrays: Mapping[str, np.ndarray], batch_size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+    """Endless batches from step ``start`` on of arrays that have the same length, in the order of ``train_batches``."""
+    positions = _Positions(len(next(iter(arrays.values()))), batch_size, seed)
+    rows = map(positions, itertools.count(start))
+    return ({name: array[chosen] for name, array in arrays.items()} for chosen in rows)
+
+
+def _drawing(random: RandomTransform, seed: int, step: int, positions: _Positions) -> Transform:
+    """``random`` with a generator for each row of the global batch, to be called row by row."""
+    rows = iter(range(positions.rows.start, positions.rows.stop))
+    return lambda image: random(np.random.default_rng([seed, step, next(rows)]), image)
 
 
 def _load(source: Source, indices: np.ndarray, transform: Transform | None) -> dict[str, np.ndarray]:
@@ -115,15 +128,29 @@ def eval_batches(
     source: Source, batch_size: int, *, transform: Transform | None = None, threads: int = 8
 ) -> Iterator[Batch]:
     """Every example once, in order, this process's rows; the last batch is filled up, ``mask`` is 0 on the filling."""
-    rows = sharding.local_rows(batch_size)
+    if isinstance(source, Arrays):
+        return array_eval_batches({"image": source.images, "label": source.labels}, batch_size)
+    rows, count = sharding.local_rows(batch_size), -(-len(source) // batch_size)
 
     def load(index: int) -> dict[str, np.ndarray]:
-        indices = np.arange(index * batch_size, (index + 1) * batch_size)[rows]
-        clipped = np.minimum(indices, len(source) - 1)
-        batch = source[clipped] if isinstance(source, Arrays) else _load(source, clipped, transform)
-        return {**batch, "mask": (indices < len(source)).astype(np.float32)}
+        chosen, mask = _chosen(index, batch_size, len(source), rows)
+        return {**_load(source, chosen, transform), "mask": mask}
 
-    count = -(-len(source) // batch_size)
-    if isinstance(source, Arrays):
-        return map(load, range(count))
     return _read(grain.MapDataset.range(count).map(load), threads, 0)
+
+
+def array_eval_batches(arrays: Mapping[str, np.ndarray], batch_size: int) -> Iterator[Batch]:
+    """``eval_batches`` of arrays that have the same length."""
+    size, rows = len(next(iter(arrays.values()))), sharding.local_rows(batch_size)
+
+    def load(index: int) -> dict[str, np.ndarray]:
+        chosen, mask = _chosen(index, batch_size, size, rows)
+        return {**{name: array[chosen] for name, array in arrays.items()}, "mask": mask}
+
+    return map(load, range(-(-size // batch_size)))
+
+
+def _chosen(index: int, batch_size: int, size: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """The examples of this process's rows of a batch, and 1 where they are not the filling."""
+    indices = np.arange(index * batch_size, (index + 1) * batch_size)[rows]
+    return np.minimum(indices, size - 1), (indices < size).astype(np.float32)

@@ -41,6 +41,25 @@ def smoothed(loss: ExampleLoss, epsilon: float) -> ExampleLoss:
     return smooth if epsilon else loss
 
 
+def weighted(loss: ExampleLoss, weights: Array | None) -> ExampleLoss:
+    """Each example's loss times the weight of its class, [classes]; of mixed labels, the mean of theirs."""
+    if weights is None:
+        return loss
+
+    def weigh(logits: Array, targets: Array) -> Array:
+        factor = targets @ weights if targets.ndim == 2 else jnp.asarray(weights)[targets]
+        return loss(logits, targets) * factor
+
+    return weigh
+
+
+def _call(model: linen.Module, variables: PyTree, batch: Batch, preprocess: Preprocess | None, **kwargs: Any) -> Any:
+    """``model.apply`` on the images; on ``features``, where a batch has these, by ``model.from_pooled``."""
+    if "features" in batch:
+        return model.apply(variables, batch["features"], method="from_pooled", **kwargs)
+    return model.apply(variables, batch["image"] if preprocess is None else preprocess(batch["image"]), **kwargs)
+
+
 def loss_fn(model: linen.Module, loss: ExampleLoss = cross_entropy) -> Callable:
     """The training loss of ``train.Plan``.
 
@@ -49,15 +68,16 @@ def loss_fn(model: linen.Module, loss: ExampleLoss = cross_entropy) -> Callable:
 
     Returns:
       (variables, batch, key) → (mean loss, (new model state, sums)). ``batch["image"]`` is float, as augmentation left
-      it; the loss is taken on ``batch["target"]`` where that exists (mixed labels), else on ``batch["label"]``. That of
-      auxiliary heads is added with the weights that the model's class gives in ``aux_weights``; the sums leave it out.
+      it; ``batch["features"]`` in its place goes to ``model.from_pooled`` (``transfer.Transfer``). The loss is taken
+      on ``batch["target"]`` where that exists (mixed labels), else on ``batch["label"]``. That of auxiliary heads is
+      added with the weights that the model's class gives in ``aux_weights``; the sums leave it out.
     """
     auxiliary: Mapping[str, float] = getattr(model, "aux_weights", {})
 
     def compute(variables: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[PyTree, Any]]:
         state_names = [name for name in variables if name != "params"]
-        (logits, endpoints), state = model.apply(
-            variables, batch["image"], train=True, rngs={"dropout": key}, mutable=state_names
+        (logits, endpoints), state = _call(
+            model, variables, batch, None, train=True, rngs={"dropout": key}, mutable=state_names
         )
         target = batch.get("target", batch["label"])
         losses = loss(logits, target)
@@ -71,10 +91,10 @@ def loss_fn(model: linen.Module, loss: ExampleLoss = cross_entropy) -> Callable:
 
 
 def eval_fn(model: linen.Module, preprocess: Preprocess, loss: ExampleLoss = cross_entropy) -> Callable:
-    """(variables, batch with uint8 images and mask) → sums with the ``confusion`` matrix."""
+    """(variables, batch with uint8 images (or ``features``) and mask) → sums with the ``confusion`` matrix."""
 
     def compute(variables: PyTree, batch: Batch) -> dict[str, Array]:
-        logits, _ = model.apply(variables, preprocess(batch["image"]), train=False)
+        logits, _ = _call(model, variables, batch, preprocess, train=False)
         losses, mask = loss(logits, batch["label"]), batch["mask"]
         counts = classification.confusion(logits, batch["label"], mask)
         return {**classification.sums(losses, logits, batch["label"], mask), "confusion": counts}

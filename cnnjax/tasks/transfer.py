@@ -1,0 +1,148 @@
+"""Transfer learning: a base network without its top under a new head, whose frozen phase runs the base only once.
+
+While the base is frozen and images are not augmented, the head's input never changes: ``features`` computes it for all
+images, keeps it on disk, and the frozen phase trains the head on it alone. ``classify.loss_fn`` takes both kinds of
+batches: with ``image``, and with ``features``.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as linen
+import jax
+import numpy as np
+
+from cnnjax import nn, optim, sharding, train
+from cnnjax.tasks.classify import Preprocess
+from cnnjax.types import Array, Batch, Key, PyTree, Schedule, UserError
+
+
+class Transfer(linen.Module):
+    """``base``, a model made with ``num_classes=None``, its globally averaged last maps, dropout, a dense layer.
+
+    ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 and the base's endpoints. The
+    parameters are ``base/…`` and ``head/dense/…``. ``from_pooled`` is the head alone, on the endpoint ``pooled``.
+    """
+
+    base: linen.Module
+    num_classes: int
+    dropout: float = 0.0
+
+    def setup(self) -> None:
+        self.head = nn.Head(self.num_classes, self.dropout)
+
+    def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        _, endpoints = self.base(images, train=train)
+        return self.head(endpoints["pooled"], train), endpoints
+
+    def from_pooled(self, pooled: jax.Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits of ``[n, c]``, the base's globally averaged last maps."""
+        return self.head(pooled, train), {"pooled": pooled}
+
+
+def stages(base: linen.Module) -> tuple[str, ...]:
+    """Names of the base's parts that have parameters, in the order in which an image passes them."""
+    order: dict[str, None] = {}
+
+    def record(call: Callable, args: tuple, kwargs: dict, context: linen.module.InterceptorContext) -> Any:
+        if len(context.module.path) == 1:
+            order[context.module.path[0]] = None
+        return call(*args, **kwargs)
+
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    with linen.intercept_methods(record):
+        tree = jax.eval_shape(base.init, keys, np.zeros((1, *base.image_shape), np.float32))
+    return tuple(name for name in order if name in tree["params"])
+
+
+def rules(
+    names: Sequence[str], train_from: str, schedule: Callable[[float], Schedule], layer_decay: float = 1.0
+) -> tuple[optim.Rule, ...]:
+    """Which part of a ``Transfer`` trains how fast.
+
+    Args:
+      names: ``stages`` of the base.
+      train_from: "head": the base is frozen; "all"; or the part from which on the base trains.
+      schedule: factor → learning rate by step, that factor multiplied in.
+      layer_decay: each part's rate is this times that of the part behind it (Howard & Ruder 2018, sec. 3.2).
+
+    Raises:
+      UserError: the base has no part ``train_from``.
+    """
+    if train_from not in ("head", "all", *names):
+        raise UserError(f"train from head, all or a part of the base ({', '.join(names)}); got {train_from!r}")
+    first = {"head": len(names), "all": 0}.get(train_from, names.index(train_from) if train_from in names else 0)
+    head: tuple[optim.Rule, ...] = ((r"head/.*", schedule(1.0)),)
+    frozen = tuple((rf"base/{name}/.*", None) for name in names[:first])
+    moving = tuple(
+        (rf"base/{name}/.*", schedule(layer_decay ** (len(names) - i))) for i, name in enumerate(names) if i >= first
+    )
+    if not moving:
+        return (*head, (r"base/.*", None))
+    if layer_decay == 1:  # one group, one line in tables
+        return (*head, *frozen, (r"base/.*", schedule(1.0)))
+    return (*head, *frozen, *moving)
+
+
+def variables(model: Transfer, base: PyTree, key: Key) -> PyTree:
+    """Those of the base under a new head, drawn from ``key``."""
+    shapes = jax.eval_shape(
+        lambda v, x: model.base.apply(v, x)[1]["pooled"], base, np.zeros((1, *model.base.image_shape), np.float32)
+    )
+    head = model.init(key, np.zeros(shapes.shape, np.float32), method="from_pooled")
+    return {name: {"base": tree, **(head["params"] if name == "params" else {})} for name, tree in base.items()}
+
+
+def features(
+    base: linen.Module,
+    variables: PyTree,
+    preprocess: Preprocess,
+    batches: Iterable[Batch],
+    mesh: jax.sharding.Mesh,
+) -> np.ndarray:
+    """The endpoint ``pooled`` of every image: float32 ``[n, c]``, in inference mode.
+
+    Args:
+      variables: the base's own.
+      preprocess: uint8 images → what the base takes.
+      batches: with ``image`` and ``mask``, as ``pipeline.eval_batches`` gives them.
+    """
+
+    def compute(variables: PyTree, batch: Batch) -> tuple[Array, Array]:
+        _, endpoints = base.apply(variables, preprocess(batch["image"]), train=False)
+        return endpoints["pooled"], batch["mask"]
+
+    step = train.make_eval_step(compute, mesh)
+    parts = [jax.device_get(step(variables, sharding.shard_batch(batch, mesh))) for batch in batches]
+    pooled, mask = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return pooled[mask > 0].astype(np.float32)
+
+
+def fingerprint(trees: Sequence[Any], facts: str) -> str:
+    """SHA-256 of all arrays in ``trees``, bit for bit, and of ``facts``: what cached features depend on."""
+    total = hashlib.sha256(facts.encode())
+    for leaf in jax.tree.leaves(list(trees)):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{array.dtype} {array.shape}".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def cached(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array in the file, else ``compute()``, which is then written there; a damaged file is computed again."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["features"]
+    # What numpy and zipfile raise for what is absent or damaged (its CRC-32 tells).
+    except Exception:
+        result = compute()
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, features=result)
+        temporary.replace(path)
+    return result

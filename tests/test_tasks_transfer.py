@@ -1,0 +1,212 @@
+"""tasks.transfer and experiments/flowers.py: frozen is frozen, features once, rules by part, kill and resume."""
+
+import functools
+import json
+
+import flowers
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnjax import models, optim, sharding, train
+from cnnjax.data import sources
+from cnnjax.tasks import classify, transfer
+from cnnjax.types import UserError
+
+BASE = models.create("mobilenet_v1", num_classes=None, width=0.25)
+NAMES = ("stem", *(f"block{i}" for i in range(1, 14)))
+
+
+@pytest.fixture(scope="module")
+def base_variables():
+    return jax.jit(BASE.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+
+
+def test_stages_are_in_the_order_of_the_forward_pass():
+    assert transfer.stages(BASE) == NAMES
+    assert transfer.stages(models.create("resnet18", num_classes=None)) == (
+        "stem",
+        "stage1",
+        "stage2",
+        "stage3",
+        "stage4",
+    )
+
+
+def test_rules_freeze_below_a_part_and_slow_down_towards_the_image():
+    def rates(train_from, layer_decay=1.0):
+        rules = transfer.rules(("a", "b", "c"), train_from, lambda factor: factor, layer_decay)
+        paths = ["head/dense/kernel", *(f"base/{name}/kernel" for name in "abc")]
+        index = optim.match(paths, rules)
+        return [rules[index[path]][1] for path in paths]
+
+    assert rates("head") == [1, None, None, None]
+    assert rates("all") == [1, 1, 1, 1]
+    assert rates("b") == [1, None, 1, 1]
+    assert rates("all", 0.5) == [1, 0.125, 0.25, 0.5]
+    assert rates("c", 0.5) == [1, None, None, 0.5]
+    with pytest.raises(UserError, match=r"head, all or a part of the base \(a, b, c\); got 'd'"):
+        rates("d")
+
+
+def batches(images, size=8):
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
+        yield {"image": filled, "mask": (np.arange(size) < len(part)).astype(np.float32)}
+
+
+def test_a_frozen_step_on_features_is_the_step_on_images(base_variables):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (11, 32, 32, 3), np.uint8), rng.integers(0, 3, 11).astype(np.int32)
+    mesh = sharding.make_mesh()
+    features = transfer.features(BASE, base_variables, classify.unit, batches(images), mesh)
+    _, endpoints = BASE.apply(base_variables, classify.unit(images))
+    np.testing.assert_allclose(features, endpoints["pooled"], rtol=1e-4, atol=1e-5)
+
+    model = transfer.Transfer(BASE, 3)
+    variables = transfer.variables(model, base_variables, jax.random.key(1))
+    rules = transfer.rules(NAMES, "head", lambda factor: lambda step: factor * 0.1)
+    plan = train.Plan(classify.loss_fn(model), (optim.Phase("frozen", 2, rules),), optim.sgd(0.9), 2)
+    step = train.make_train_step(plan, plan.phases[0], variables["params"], mesh)
+    states = []
+    for inputs in ({"features": features[:8]}, {"image": np.asarray(classify.unit(images[:8]))}):
+        state = sharding.replicate(train.init_state(plan, variables), mesh)
+        for _ in range(2):
+            state, _ = step(state, sharding.shard_batch({**inputs, "label": labels[:8]}, mesh))
+        states.append(jax.device_get(state))
+    on_features, on_images = states
+    heads = [state.params["head"]["dense"]["kernel"] for state in states]
+    assert not np.allclose(heads[0], variables["params"]["head"]["dense"]["kernel"])
+    np.testing.assert_allclose(heads[0], heads[1], rtol=1e-3, atol=1e-5)
+    for state in (on_features, on_images):  # bit for bit
+        jax.tree.map(np.testing.assert_array_equal, state.params["base"], variables["params"]["base"])
+        jax.tree.map(np.testing.assert_array_equal, state.model_state["batch_stats"], variables["batch_stats"])
+
+
+def test_cached_features_are_computed_once_and_again_where_the_file_is_damaged(tmp_path):
+    calls, path = [], tmp_path / "cache" / "f.npz"
+
+    def compute():
+        calls.append(1)
+        return np.arange(6, dtype=np.float32).reshape(2, 3)
+
+    for _ in range(2):
+        assert transfer.cached(path, compute).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert len(calls) == 1
+    content = bytearray(path.read_bytes())
+    content[-200] ^= 255
+    for damaged in (bytes(content), path.read_bytes()[:-30], b""):
+        path.write_bytes(damaged)
+        calls.clear()
+        assert transfer.cached(path, compute).tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert len(calls) == 1
+    assert [p.name for p in path.parent.iterdir()] == ["f.npz"]
+
+
+def test_fingerprints_tell_bits_shapes_and_facts_apart():
+    x = np.arange(6, dtype=np.float32)
+    prints = [
+        transfer.fingerprint(([x], {"a": x}), "f"),
+        transfer.fingerprint(([x], {"a": np.nextafter(x, 9)}), "f"),
+        transfer.fingerprint(([x.reshape(2, 3)], {"a": x}), "f"),
+        transfer.fingerprint(([x], {"a": x}), "g"),
+    ]
+    assert len(set(prints)) == 4
+    assert prints[0] == transfer.fingerprint(([x.copy()], {"a": x.copy()}), "f")
+
+
+def test_class_weights_scale_each_example_s_loss():
+    loss = classify.weighted(classify.cross_entropy, np.array([1.0, 3.0], np.float32))
+    logits = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
+    plain = classify.cross_entropy(logits, np.array([0, 1]))
+    np.testing.assert_allclose(loss(logits, np.array([0, 1])), plain * np.array([1, 3]), rtol=1e-6)
+    mixed = np.array([[0.25, 0.75], [1, 0]], np.float32)
+    np.testing.assert_allclose(
+        loss(logits, mixed), classify.cross_entropy(logits, mixed) * np.array([2.5, 1]), rtol=1e-6
+    )
+
+
+# flowers.py
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of 3 classes of a colour each, some noise on it."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, colour in (("blue", (0, 0, 200)), ("green", (0, 200, 0)), ("red", (200, 0, 0))):
+        (root / name).mkdir()
+        for i in range(24):
+            pixels = np.clip(np.array(colour) + rng.normal(0, 30, (40 + i % 3, 50, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def run(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))
+
+    def run(folder="run", **changes):
+        config = flowers.Config(dataset=str(photos), smoke=True, run_dir=tmp_path / folder, **changes)
+        return flowers.main(config), tmp_path / folder
+
+    return run
+
+
+def test_flowers_trains_reports_and_goes_on(run, tmp_path, capsys):
+    summary, folder = run()
+    names = {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "plan.png",
+        "curves.png",
+        "confusion.png",
+        "calibration.png",
+    }
+    assert names <= {p.name for p in folder.iterdir()}
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert {"test/accuracy", "valid/accuracy", "test/calibration_error"} <= summary.keys()
+    printed = capsys.readouterr().out
+    assert "head/.*" in printed
+    assert "frozen" in printed
+    assert len(list((tmp_path / "cache" / "features").glob("*.npz"))) == 2
+    again, _ = run()
+    assert again == summary
+
+
+def test_flowers_with_every_augmentation_and_early_stop(run, tmp_path):
+    summary, folder = run(
+        random_crop=0.5, flip=True, mixup=0.2, cutmix=1.0, brightness=0.1, patience=1, class_weights=True, ema_decay=0.5
+    )
+    assert not (tmp_path / "cache" / "features").exists()  # a photo is never seen twice
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = {line["step"]: line["valid/accuracy"] for line in lines if "phase" in line}
+    assert summary["valid/accuracy"] == best[summary["steps"]] == max(best.values())
+
+
+def test_flowers_refuses_what_cannot_be(run):
+    with pytest.raises(UserError, match="--random-crop a share"):
+        run(random_crop=1.5)
+    with pytest.raises(UserError, match="train from head, all or a part"):
+        run(phases=(flowers.Phase("x", 1, 0.1, 0.0, train_from="stage7"),))
+
+
+def test_random_host_transforms_are_a_function_of_seed_and_step():
+    from cnnjax.data import pipeline
+
+    source = sources.Arrays(np.zeros((10, 4, 4, 3), np.uint8), np.arange(10, dtype=np.int32), tuple("abcdefghij"))
+
+    def noise(rng, image):
+        return rng.integers(0, 256, image.shape, np.uint8)
+
+    make = functools.partial(pipeline.train_batches, source, 4, 7, random=noise)
+    first = [next(stream) for stream in [make(0)] for _ in range(4)]
+    later = next(make(3))
+    assert np.array_equal(first[3]["image"], later["image"])
+    assert np.array_equal(first[3]["label"], later["label"])
+    pixels = np.concatenate([batch["image"] for batch in first]).reshape(16, -1)
+    assert len(np.unique(pixels, axis=0)) == 16
+    other = next(pipeline.train_batches(source, 4, 8, random=noise))
+    assert not np.array_equal(first[0]["image"], other["image"])

@@ -44,6 +44,8 @@ class Phase:
     """head: only the new head trains; all; or the part of the base (printed with the plan) from which on it trains."""
     layer_decay: float = 1.0
     """The rate of each part of the base is this times that of the part behind it."""
+    frozen_norms: bool = False
+    """BatchNorm keeps the statistics of the published data, and its scales."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def plan_phase(phase: Phase, stages: tuple[str, ...], per_epoch: int) -> optim.P
     def schedule(factor: float) -> Callable:
         return optim.inverse_time_decay(factor * phase.rate, phase.decay)
 
-    rules = transfer.rules(stages, phase.train_from, schedule, phase.layer_decay)
+    rules = transfer.rules(stages, phase.train_from, schedule, phase.layer_decay, phase.frozen_norms)
     return optim.Phase(phase.name, phase.epochs * per_epoch, rules)
 
 

@@ -187,6 +187,20 @@ def test_values_that_no_network_has_are_refused(write, name, value, message):
         weights.load(write(arrays), Net())
 
 
+def test_a_variance_that_a_smaller_epsilon_moved_below_zero_is_saved_and_loaded(write, tmp_path, images):
+    arrays, model = torch_arrays(), Net(epsilon=0.5)
+    variables = weights.load(write(arrays), model)
+    assert variables["batch_stats"]["stem"]["norm"]["var"].min() < 0.1
+    arrays["n.running_var"][:] = 1e-4
+    variables = weights.load(write(arrays), model)
+    assert variables["batch_stats"]["stem"]["norm"]["var"].max() < 0
+    again = weights.load(weights.save(tmp_path / "own", variables, model), model)
+    np.testing.assert_allclose(model.apply(again, images)[0], expected_logits(arrays, images), rtol=1e-3, atol=1e-3)
+    variables["batch_stats"]["stem"]["norm"]["var"] -= 1
+    with pytest.raises(UserError, match="variance below zero"):
+        weights.load(weights.save(tmp_path / "own", variables, model), model)
+
+
 def test_what_is_neither_file_nor_tag_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"resnet50.kera is neither a file nor a tag.*did you mean resnet50.keras"):
         weights.load("resnet50.kera", models.create("resnet50_v1"))

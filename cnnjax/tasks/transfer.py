@@ -20,6 +20,9 @@ from cnnjax.tasks.classify import Preprocess
 from cnnjax.types import Array, Batch, Key, PyTree, Schedule, UserError
 
 
+NORMS = r"base/(.*/)?norm\d*/.*"
+
+
 class Transfer(linen.Module):
     """``base``, a model made with ``num_classes=None``, its globally averaged last maps, dropout, a dense layer.
 
@@ -59,7 +62,11 @@ def stages(base: linen.Module) -> tuple[str, ...]:
 
 
 def rules(
-    names: Sequence[str], train_from: str, schedule: Callable[[float], Schedule], layer_decay: float = 1.0
+    names: Sequence[str],
+    train_from: str,
+    schedule: Callable[[float], Schedule],
+    layer_decay: float = 1.0,
+    frozen_norms: bool = False,
 ) -> tuple[optim.Rule, ...]:
     """Which part of a ``Transfer`` trains how fast.
 
@@ -68,6 +75,7 @@ def rules(
       train_from: "head": the base is frozen; "all"; or the part from which on the base trains.
       schedule: factor → learning rate by step, that factor multiplied in.
       layer_decay: each part's rate is this times that of the part behind it (Howard & Ruder 2018, sec. 3.2).
+      frozen_norms: BatchNorm does not train, so that it uses, and keeps, its statistics of the published data.
 
     Raises:
       UserError: the base has no part ``train_from``.
@@ -82,9 +90,10 @@ def rules(
     )
     if not moving:
         return (*head, (r"base/.*", None))
+    norms: tuple[optim.Rule, ...] = ((NORMS, None),) if frozen_norms else ()
     if layer_decay == 1:  # one group, one line in tables
-        return (*head, *frozen, (r"base/.*", schedule(1.0)))
-    return (*head, *frozen, *moving)
+        return (*head, *norms, *frozen, (r"base/.*", schedule(1.0)))
+    return (*head, *norms, *frozen, *moving)
 
 
 def variables(model: Transfer, base: PyTree, key: Key) -> PyTree:

@@ -19,7 +19,6 @@ from cnnjax import nn, optim, sharding, train
 from cnnjax.tasks.classify import Preprocess
 from cnnjax.types import Array, Batch, Key, PyTree, Schedule, UserError
 
-
 NORMS = r"base/(.*/)?norm\d*/.*"
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 from sklearn.datasets import load_sample_images
 
-from cnnjax import plot, report, sharding
+from cnnjax import plot, report, sharding, weights
 from cnnjax.data import sources
 from cnnjax.tasks import predict
 from cnnjax.types import Array, Batch, PyTree, UserError
@@ -60,6 +60,8 @@ def resolve(config: Config) -> Config:
     report.check_ranges(config, above_zero=("top", "batch_size"))
     if config.smoke:
         config = replace(config, weights=SMOKE, file=None)
+    if (entry := weights.published().get(config.weights)) and config.top > entry.classes:
+        raise UserError(f"--top must be at most {entry.classes}, the classes of {config.weights}; got {config.top}")
     return replace(config, run_dir=report.run_folder(config.run_dir, f"predict-{config.weights}"))
 
 

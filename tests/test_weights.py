@@ -3,15 +3,18 @@
 import functools
 from typing import ClassVar
 
+import classify
 import flax
 import flax.linen as linen
 import jax
 import numpy as np
+import orbax.checkpoint
 import pytest
 from safetensors.numpy import save_file
 
 from cnnjax import models, nn, weights
 from cnnjax.types import Layout, UserError
+from cnnjax.weights import rules
 
 
 class Net(linen.Module):
@@ -242,6 +245,60 @@ def test_every_model_is_saved_and_loaded_bit_for_bit(tmp_path):
     assert not [p for p in tmp_path.iterdir() if p.suffix != ".bin"]
 
 
+def test_weights_of_another_variant_do_not_load_silently(tmp_path):
+    """They have the shapes and compute something else."""
+    variables = jax.jit(Net().init)(jax.random.key(0), np.zeros((1, 6, 4, 3)))
+    path = weights.save(tmp_path / "w", variables, Net())
+    for other, says in ((Net(padding=0), "padding=1, this one has padding=0"), (Net(epsilon=0.1), "epsilon=0.001")):
+        with pytest.raises(UserError, match=f"these are weights of a Net with {says}"):
+            weights.load(path, other)
+    assert jax.tree.structure(weights.load(path, Net(num_classes=2), head="new")) == jax.tree.structure(variables)
+
+
+def test_a_structure_that_jax_has_traced_before_has_its_epsilons(write):
+    model = Net(num_classes=7, epsilon=3e-3)
+    init = jax.jit(model.init)
+    init({"params": jax.random.key(0), "dropout": jax.random.key(0)}, np.zeros((1, 6, 4, 3), np.float32))
+    assert weights.load(write(torch_arrays()), model)
+    assert rules.structure(model, (6, 4, 3)).epsilons == {("stem", "norm"): 3e-3}
+
+
+def test_images_of_another_size_or_number_of_channels(tmp_path):
+    model = Net()
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 10, 1)))
+    path = weights.save(tmp_path / "w", variables, model)
+    loaded = weights.load(path, model, image_size=(8, 10, 1))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded, variables)))
+    with pytest.raises(UserError, match=r"depend on the size of images: give its image_size="):
+        weights.load(weights.save(path, jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 10, 3))), model), model)
+    for size in (0, "6", (1, 2, 3, 4), 2.5):
+        with pytest.raises(UserError, match="image_size is a number of pixels"):
+            weights.load(path, model, image_size=size)
+
+
+def test_a_tag_that_is_also_a_file_is_ambiguous(write, tmp_path, monkeypatch):
+    write(torch_arrays(), "resnet50.keras")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"a published tag and a file here: write \./resnet50.keras"):
+        weights.load("resnet50.keras", Net())
+    assert weights.load("./resnet50.keras", Net())
+
+
+def test_the_weights_of_a_run_load(tmp_path):
+    """Of a real one, with optimizer and moving average; into the model that it trained and no other."""
+    config = classify.Config(smoke=True, run_dir=tmp_path / "run", model="resnet18", image_size=32)
+    classify.main(config)
+    model = models.create("resnet18", num_classes=10)
+    variables = weights.load(tmp_path / "run", model, image_size=(32, 32, 1))
+    restored = orbax.checkpoint.PyTreeCheckpointer().restore(
+        max((tmp_path / "run" / "checkpoints").glob("[0-9]*")) / "state"
+    )
+    average = restored["ema"]["params"]["head"]["dense"]["kernel"]
+    assert np.array_equal(variables["params"]["head"]["dense"]["kernel"], average)
+    with pytest.raises(UserError, match=r"weights of a ResNet with blocks=.*bottleneck=False"):
+        weights.load(tmp_path / "run", models.create("resnet50", num_classes=10), image_size=(32, 32, 1))
+
+
 def test_save_refuses_what_is_not_the_model_s(tmp_path):
     variables = jax.jit(Net().init)(jax.random.key(0), np.zeros((1, 6, 4, 3)))
     path = tmp_path / "w"
@@ -249,6 +306,13 @@ def test_save_refuses_what_is_not_the_model_s(tmp_path):
         weights.save(path, {"params": variables["params"]}, Net())
     with pytest.raises(UserError, match="but with \\['params/head/dense/bias'"):
         weights.save(path, variables, Net(num_classes=None))
+    for leaf in (np.full(7, np.nan, np.float32), np.zeros(7, np.int32), np.zeros(6, np.float32)):
+        wrong = {
+            **variables,
+            "params": {**variables["params"], "head": {"dense": {"kernel": np.ones((8, 7), np.float32), "bias": leaf}}},
+        }
+        with pytest.raises(UserError, match="params/head/dense/bias"):
+            weights.save(path, wrong, Net())
     with pytest.raises(UserError, match="layout"):
         weights.save(path, variables, Net(), layout="onnx")
     (tmp_path / "file").touch()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import flax.linen as linen
+import numpy as np
 
 from cnnjax.types import Key, PyTree, UserError
 from cnnjax.weights import download, loading, saving
@@ -25,7 +26,7 @@ def load(
     source: str | Path,
     model: linen.Module,
     *,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: int | tuple[int, int] | tuple[int, int, int] | None = None,
     head: Literal["strict", "new"] = "strict",
     key: Key | None = None,
     reverse_channels: bool = False,
@@ -40,11 +41,14 @@ def load(
     Args:
       source: a tag of ``published()``, which is downloaded unless the cache has it, or a file: Keras' ``.h5``,
         ``.weights.h5``, ``.keras``; ``.safetensors``; torch's ``.pth``; ``.npz``; or a folder by Orbax, such as a run
-        of ``experiments/``. What it is is told from the content. torch's files are read without running what they ask
-        for: tensors and plain containers only. A file by a published name must be the published one.
+        of ``experiments/``, whose newest checkpoint counts. What it is is told from the content. torch's files are
+        read without running what they ask for: tensors and plain containers only. A file by a published name must be
+        the published one.
       model: a module of ``models``: the layers, strides and paddings of the publisher, ``published()[tag].create()``.
-      image_size: of the images, (height, width) or both, where dense layers depend on it; default: the model's own.
-      head: "new" starts a new last layer (and those of auxiliary heads), whatever the file has for it.
+      image_size: of the images where layers depend on it: height and width, or (height, width), or with the channels;
+        default: the model's own ``image_shape``.
+      head: "new" starts a new last layer (and those of auxiliary heads), whatever the file has by the publisher's name
+        of it, if anything.
       key: from which a new head is drawn (default: ``jax.random.key(0)``).
       reverse_channels: turns round the input of the first convolution: weights for BGR images then take RGB.
 
@@ -56,25 +60,36 @@ def load(
     """
     if head not in ("strict", "new"):
         raise UserError(f'head is "strict" or "new", got {head!r}')
-    size = model.image_shape[:2] if image_size is None else image_size
-    height, width = (size, size) if isinstance(size, int) else size
     return loading.read(
         _path(source),
         model,
-        (height, width, model.image_shape[2]),
+        _image_shape(model, image_size),
         head=head,
         key=key,
         reverse_channels=reverse_channels,
     )
 
 
+def _image_shape(model: linen.Module, size: int | tuple[int, ...] | None) -> tuple[int, int, int]:
+    own = model.image_shape
+    given = own if size is None else tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(given) not in (2, 3) or not all(isinstance(n, int | np.integer) and n > 0 for n in given):
+        raise UserError(f"image_size is a number of pixels, (height, width) or (height, width, channels); got {size!r}")
+    return int(given[0]), int(given[1]), int((*given, own[2])[2])
+
+
 def _path(source: str | Path) -> Path:
     """The file, downloaded if need be, checked if its name is a published one's."""
-    known = published()
+    known, path = published(), Path(source)
+    try:
+        exists = path.exists()
+    except OSError:  # a name longer than any file's
+        exists = False
     if isinstance(source, str) and source in known:
+        if exists:
+            raise UserError(f"{source} is a published tag and a file here: write ./{source} for the file, or move it")
         return download.cached(known[source])
-    path = Path(source)
-    if not path.exists():
+    if not exists:
         close = difflib.get_close_matches(str(source), known, n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"{source} is neither a file nor a tag of weights.published(){hint}")

@@ -5,8 +5,9 @@ Figures are percent of ImageNet's 50,000 validation images, one crop, as ``sourc
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import flax.linen as linen
@@ -44,8 +45,12 @@ class Published:
     """In hexadecimal, or how it begins where the publisher states no more."""
     md5: str | None = None
     """Where the publisher states this instead."""
-    fields: dict[str, Any] = field(default_factory=dict, hash=False)
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Fields of our model with which it computes what the publisher's does."""
+
+    def __post_init__(self) -> None:
+        # ``published`` gives the same entries each time.
+        object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
 
     def create(self, **overrides: Any) -> linen.Module:
         """The model for these weights; ``overrides`` as in ``models.create``."""

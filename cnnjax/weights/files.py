@@ -5,6 +5,7 @@ import importlib
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +35,13 @@ class Content(NamedTuple):
       (``layer1.0.conv1.weight``).
     what: the kind of file, as messages say it.
     tensors: by key, in the order of the file.
+    about: of our own files: "fields" of the model as JSON, or its name as "variant".
     """
 
     names: str
     what: str
     tensors: Mapping[str, Tensor]
+    about: Mapping[str, str] = MappingProxyType({})
 
 
 def names_of(keys: Iterable[str]) -> str:

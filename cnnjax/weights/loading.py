@@ -32,7 +32,8 @@ def read(
     """The variables of ``model`` with the weights in the file; see ``weights.load``."""
     needed = rules.structure(model, image_shape)
     # Without a head the file's is of no use; to know its keys, look at the model with one.
-    whole = needed if _has_head(model) else rules.structure(model.clone(num_classes=1), image_shape)
+    classes = getattr(type(model), "num_classes", None) or 1
+    whole = needed if _has_head(model) else rules.structure(model.clone(num_classes=classes), image_shape)
     optional = frozenset(whole.slots.keys() - needed.slots.keys())
     if head == "new":
         optional |= frozenset(path for path in needed.slots if "head" in path)

@@ -19,6 +19,7 @@ from cnnjax.types import PyTree, UserError
 from cnnjax.weights.files import Content, Tensor
 
 Place = tuple[str, ...]
+ROOTS = ("ema", "params", "model_state")  # what of the state of a run are weights
 _DESCRIPTION = "_METADATA"  # the file that Orbax' folders of arrays have
 
 
@@ -35,39 +36,54 @@ def opened(path: Path) -> Iterator[Content]:
     sums = _checksums(folder)
     try:
         tree = ocp.PyTreeCheckpointHandler().metadata(folder.resolve()).tree
-        flat = {tuple(p.key for p in where): leaf for where, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-        places = _places(flat, sums)
+        flat = {_place(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        places = _places({place: leaf for place, leaf in flat.items() if place[0] in ROOTS} if sums else flat, sums)
         tensors = _tensors({key: flat[place] for key, place in places.items()}, _Reader(folder, tree, places, sums))
     except UserError:
         raise
     # Orbax and TensorStore raise every kind of exception, plain Exception too, for a damaged file.
     except Exception as error:
         raise _damaged(folder, error) from error
-    yield Content("cnnjax", "Orbax checkpoint", tensors)
+    yield Content("cnnjax", "Orbax checkpoint", tensors, _about(folder))
 
 
 def _folder(path: Path) -> Path:
     """The folder of arrays: ``path`` itself, ``state`` of a checkpoint, or that of the newest in a run."""
     if (path / _DESCRIPTION).is_file():
         return path
-    if (path / "state").is_dir():
-        return path / "state"
+    for name in ("state", "default"):  # what `checkpoint`, and Orbax' manager by itself, call them
+        if (path / name / _DESCRIPTION).is_file():
+            return path / name
     runs = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = [int(step.name) for step in runs.iterdir() if step.name.isdecimal() and step.is_dir()]
     if not steps:
         raise UserError(f"{path} is a folder without checkpoints: give a run folder, or one that Orbax wrote")
-    return runs / str(max(steps)) / "state"
+    step = runs / str(max(steps))
+    return next((step / name for name in ("state", "default") if (step / name).is_dir()), step / "state")
 
 
 def _checksums(folder: Path) -> Mapping[str, int]:
     """CRC-32 by path in the state of a run, as ``checkpoint`` writes them; of other folders none."""
-    if folder.name != "state":
+    if not (folder.parent / "meta").is_dir():
         return {}
     try:
         sums = json.loads((folder.parent / "meta" / "metadata").read_bytes())["crc32"]
         return {str(place): int(crc) for place, crc in sums.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(folder, error) from error
+
+
+def _about(folder: Path) -> Mapping[str, str]:
+    """The name of the model that the configuration of a run has."""
+    try:
+        model = json.loads((folder.parent / "meta" / "metadata").read_bytes())["config"]["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {"variant": model} if isinstance(model, str) else {}
+
+
+def _place(path: tuple[Any, ...]) -> Place:
+    return tuple(str(getattr(part, "key", getattr(part, "idx", part))) for part in path)
 
 
 def _places(flat: Mapping[Place, Any], sums: Mapping[str, int]) -> dict[str, Place]:

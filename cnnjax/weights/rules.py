@@ -1,7 +1,9 @@
 """Which array of a file fills which of a model's, and how: key rules, layouts, exact folds."""
 
 import contextlib
+import dataclasses
 import functools
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from cnnjax import models
 from cnnjax.nn.norm import BatchNorm
 from cnnjax.types import Layout, UserError
 from cnnjax.weights.files import Content, Tensor
@@ -58,7 +61,12 @@ def structure(model: linen.Module, image_shape: tuple[int, int, int]) -> Structu
 
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     with linen.intercept_methods(record):
-        tree = jax.eval_shape(model.init, keys, jax.ShapeDtypeStruct((1, *image_shape), np.float32))
+        # A function of its own: of one that JAX has traced before it would not call the modules again.
+        images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+        try:
+            tree = jax.eval_shape(lambda *args: model.init(*args), keys, images)
+        except ValueError as error:  # too small, above all
+            raise UserError(f"{type(model).__name__} cannot take images of {image_shape}: {error}") from error
     flat = traverse_util.flatten_dict(tree)
     return Structure({path: Slot(x.shape, np.dtype(x.dtype)) for path, x in flat.items()}, epsilons)
 
@@ -77,6 +85,7 @@ def match(
       UserError: a key is left over, a slot unfilled or of another shape or type, or the model computes something else.
     """
     if content.names == "cnnjax":
+        _check_own(content, model, where)
         return _checked(content, needed, optional, {p: Filling("/".join(p)) for p in needed.slots}, "", model, where)
     kind = "keras" if content.names == "keras" else "torch"
     known = {name: x for name, x in layouts(model).items() if name.startswith("keras") == (kind == "keras")}
@@ -88,12 +97,43 @@ def match(
         )
     best = max(known, key=lambda name: _hits(content.tensors, known[name], kind, needed))
     layout = known[best]
-    if unlike := {name: value for name, value in layout.fields.items() if getattr(model, name) != value}:
+    hits = _hits(content.tensors, layout, kind, needed)
+    # Where few keys are known it is another family, of which the lists say more.
+    if 2 * hits > min(len(content.tensors), len(needed.slots)) and (
+        unlike := {name: value for name, value in layout.fields.items() if getattr(model, name) != value}
+    ):
         want = ", ".join(f"{name}={value!r}" for name, value in unlike.items())
         have = ", ".join(f"{name}={getattr(model, name)!r}" for name in unlike)
         raise UserError(f"{where}: {best}'s weights want a {type(model).__name__} with {want}, this one has {have}")
     plan = _plan(content.tensors, layout, kind, needed)
     return _checked(content, needed, optional, plan, layout.unused, model, where)
+
+
+# Fields that say how a model is trained or kept, or how large its head is: with others it is the same function.
+FREE = ("num_classes", "dtype", "remat", "dropout", "momentum", "zero_init", "parent", "name")
+
+
+def fields(model: linen.Module) -> dict[str, Any]:
+    """The fields that decide what a model computes with its weights, as JSON gives them back."""
+    plain = (bool, int, float, str, tuple, list, type(None))
+    names = [f.name for f in dataclasses.fields(model) if f.name not in FREE]
+    return json.loads(json.dumps({name: x for name in names if isinstance(x := getattr(model, name), plain)}))
+
+
+def _check_own(content: Content, model: linen.Module, where: str) -> None:
+    """UserError if weights that we saved are another model's, though they fit."""
+    if "variant" in content.about and content.about["variant"] in models.names():
+        of = models.create(content.about["variant"])
+        written, name = fields(of), type(of).__name__
+    elif "fields" in content.about:
+        written, name = json.loads(content.about["fields"]), content.about.get("model", "")
+    else:
+        return
+    mine = fields(model)
+    unlike = {key for key in written.keys() & mine.keys() if written[key] != mine[key]}
+    if name == type(model).__name__ and unlike:
+        want, have = (", ".join(f"{key}={of[key]!r}" for key in sorted(unlike)) for of in (written, mine))
+        raise UserError(f"{where}: these are weights of a {name} with {want}, this one has {have}")
 
 
 def _hits(tensors: Mapping[str, Tensor], layout: Layout, kind: str, needed: Structure) -> int:
@@ -210,7 +250,17 @@ def _checked(
     return kept
 
 
+_DENSE_INPUT = re.compile(r"[\w/]+/kernel: \[\d+, (\d+)\], in the file \S+ (\[\d+, \1\]|\[\1, \d+\])$")
+_NUMBERED = re.compile(r"(conv2d|separable_conv2d|batch_normalization)(_\d+)?/")
+
+
 def _hint(model: linen.Module, wrong: Sequence[str], unfilled: Sequence[str], left: Sequence[str]) -> str:
+    if unfilled and left and all(_NUMBERED.match(line) for line in left):
+        return (
+            "; its layers are numbered from another start: save it from a model made after keras.utils.clear_session()"
+        )
+    if wrong and not unfilled and not left and all(_DENSE_INPUT.match(line) for line in wrong):
+        return ", whose dense layers depend on the size of images: give its image_size="
     if wrong and not unfilled and not left and all("/head" in line for line in wrong):
         return f' with num_classes={getattr(model, "num_classes", None)}; head="new" starts a new head'
     return ""

@@ -54,7 +54,7 @@ def opened(path: Path) -> Iterator[Content]:
             f"{path} is damaged, its checksum differs from that it was written with: fetch or save it again"
         )
     content = by_look("safetensors file", _tensors(path, memory, start, described))
-    yield content._replace(names="cnnjax") if ours else content
+    yield content._replace(names="cnnjax", about=metadata) if ours else content
 
 
 def _tensors(

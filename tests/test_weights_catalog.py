@@ -4,7 +4,6 @@ import ast
 import inspect
 from urllib.parse import urlparse
 
-import jax
 import keras
 import numpy as np
 import pytest

@@ -177,9 +177,9 @@ def test_flowers_trains_reports_and_goes_on(run, tmp_path, capsys):
 
 
 def test_flowers_with_every_augmentation_and_early_stop(run, tmp_path):
-    summary, folder = run(
-        random_crop=0.5, flip=True, mixup=0.2, cutmix=1.0, brightness=0.1, patience=1, class_weights=True, ema_decay=0.5
-    )
+    on = {"random_crop": 0.5, "flip": True, "mixup": 0.2, "cutmix": 1.0, "brightness": 0.1, "class_weights": True}
+    phase = flowers.Phase("fine-tune", 2, 0.01, 0.0, train_from="block12", layer_decay=0.5)
+    summary, folder = run(patience=1, ema_decay=0.5, phases=(phase,), **on)
     assert not (tmp_path / "cache" / "features").exists()  # a photo is never seen twice
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     best = {line["step"]: line["valid/accuracy"] for line in lines if "phase" in line}

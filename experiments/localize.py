@@ -9,6 +9,7 @@ exactly one object. First the new heads train over a frozen base, then all of th
 base's size; augmentation moves the boxes with the pixels. The test split is looked at once, at the end.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -135,23 +136,37 @@ def resolve(config: Config) -> Config:
 
 
 def load_data(config: Config, size: int) -> dict[str, Examples]:
-    """The splits: those that the data set names, else cut off, stratified and reproducibly."""
-    whole = annotations.open(config.dataset)
-    print(f"{config.dataset}: {len(whole.records)} photos, {len(whole.faults)} faults in their labels")
-    found: dict[str, Examples] = {}
-    for part, names in SPLITS.items():
-        for name in names:
-            try:
-                split = annotations.open(config.dataset, name, classes=whole.classes)
-            except UserError:
-                continue
-            found[part] = examples(config, only(split, 1), size)
-            break
-    if "train" not in found:
-        found["train"] = examples(config, only(whole, 1), size)
+    """The splits: those that the data set names, else cut off, stratified and reproducibly.
+
+    Raises:
+      UserError: as ``annotations.open``; or a photo is in two splits.
+    """
+    splits = named_splits(config.dataset) or {"train": annotations.open(config.dataset)}
+    for part, split in splits.items():
+        print(f"{config.dataset}, {part}: {len(split.records)} photos, {len(split.faults)} faults in their labels")
+    parts: dict[Path, str] = {}
+    for part, split in splits.items():
+        for record in split.records:
+            if parts.setdefault(record.path, part) != part:
+                raise UserError(f"{record.path} is in the splits {parts[record.path]} and {part}: take it out of one")
+    found = {part: examples(config, only(split, 1), size) for part, split in splits.items()}
     for part, fraction in (("test", config.test_fraction), ("valid", config.valid_fraction)):
         if part not in found:
             found["train"], found[part] = cut(found["train"], fraction)
+    return found
+
+
+def named_splits(dataset: Path) -> dict[str, annotations.Annotations]:
+    """The splits that a folder names, with the classes of its training split; none where it names no training split."""
+    found: dict[str, annotations.Annotations] = {}
+    for part, names in SPLITS.items() if dataset.is_dir() else ():
+        classes = found["train"].classes if found else None
+        for name in names:
+            with contextlib.suppress(annotations.NoSplitError):
+                found[part] = annotations.open(dataset, name, classes=classes)
+                break
+        if "train" not in found:
+            return {}
     return found
 
 

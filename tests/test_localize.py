@@ -1,6 +1,7 @@
 """tasks.localize and experiments/localize.py: codes, losses, sums by hand; a run on drawn photos and on real ones."""
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 
 import jax
@@ -118,3 +119,49 @@ def test_what_cannot_be_is_one_error(tmp_path):
         experiment.main(experiment.Config(dataset=tmp_path / "nothing", run_dir=tmp_path / "run", smoke=True))
     with pytest.raises(UserError, match="--class-weight must be in 0"):
         experiment.resolve(experiment.Config(class_weight=1.5))
+
+
+def voc_lists(drawn, folder, **lists):
+    """A copy of the drawn photos with these lists in ImageSets/Main."""
+    shutil.copytree(drawn, folder)
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for name, numbers in lists.items():
+        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{i}\n" for i in numbers))
+    return experiment.Config(dataset=folder)
+
+
+def test_named_splits_are_taken_and_no_photo_is_in_two(drawn, tmp_path):
+    config = voc_lists(drawn, tmp_path / "a", train=range(40), test=range(40, 60))
+    assert {p: len(x.labels) for p, x in experiment.load_data(config, 32).items()} == {
+        "train": 34,
+        "test": 20,
+        "valid": 6,
+    }
+    config = voc_lists(drawn, tmp_path / "b", train=range(40), test=range(39, 60))
+    with pytest.raises(UserError, match=r"39.png is in the splits train and test"):
+        experiment.load_data(config, 32)
+    # A list of test photos alone says not what to train on: everything is cut anew.
+    config = voc_lists(drawn, tmp_path / "c", test=range(40, 60))
+    assert sum(len(x.labels) for x in experiment.load_data(config, 32).values()) == 60
+
+
+def test_one_file_is_cut_into_splits_that_share_nothing(drawn, tmp_path):
+    photos = sorted((drawn / "JPEGImages").glob("*.png"))
+    content = {
+        "images": [{"id": i, "file_name": str(p), "width": 80, "height": 60} for i, p in enumerate(photos)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1 + i % 2, "bbox": [i / 2, 5, 20, 20], "iscrowd": 0, "area": 400}
+            for i in range(len(photos))
+        ],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    data = experiment.load_data(experiment.Config(dataset=tmp_path / "instances.json"), 80)
+    lefts = [set(np.round(x.boxes[:, 0], 2).tolist()) for x in data.values()]
+    assert sum(map(len, lefts)) == len(set.union(*lefts)) == 60
+
+
+def test_a_damaged_split_is_an_error_not_an_absent_one(drawn, tmp_path):
+    config = voc_lists(drawn, tmp_path / "d", train=range(40), test=[])
+    with pytest.raises(UserError, match="no picture with annotations is left"):
+        experiment.load_data(config, 32)

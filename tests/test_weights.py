@@ -335,6 +335,25 @@ def test_saved_weights_are_read_by_safetensors_itself_and_a_flip_is_noticed(tmp_
         weights.load(path, Net())
 
 
+def test_flipped_bits_of_a_saved_file_are_noticed_or_change_nothing(tmp_path):
+    """Its header too, which no checksum covers."""
+    variables = jax.jit(Net().init)(jax.random.key(0), np.zeros((1, 6, 4, 3)))
+    path = weights.save(tmp_path / "w", variables, Net())
+    content, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    header = 8 + int.from_bytes(content[:8], "little")
+    for at in (*range(header), *rng.integers(header, len(content), 200)):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        try:
+            loaded = weights.load(path, Net())
+        except UserError:
+            refused += 1
+        else:
+            assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded, variables))), at
+    assert refused > 0.9 * header
+
+
 def test_the_result_survives_the_file(tmp_path, write):
     """Nothing stays mapped: the file may change or go."""
     path = write(torch_arrays())

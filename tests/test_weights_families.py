@@ -182,3 +182,9 @@ def test_a_file_with_the_names_of_keras_io(tmp_path):
         loaded.append(leaves(weights.load(tmp_path / f"{name}.npz", models.create("mobilenet_v2", width=0.35))))
     assert equal(loaded[0], loaded[1])
     assert equal(loaded[0], loaded[2])
+
+
+def test_a_file_of_another_family_is_one_error_even_where_the_publisher_has_no_such_part(tmp_path):
+    np.savez(tmp_path / "w.npz", **{"conv_dw_1/kernel": np.zeros(1, np.float32)})
+    with pytest.raises(UserError, match=r"keras.* have no stage1/block1/se/expand of this ResNet"):
+        weights.load(tmp_path / "w.npz", models.create("seresnet50"))

@@ -45,6 +45,10 @@ class NoAnnotationsError(UserError):
     """Nothing here is in a known format."""
 
 
+class NoSplitError(UserError):
+    """The data set has no split of this name."""
+
+
 class Fault(NamedTuple):
     """What is wrong where; ``kind`` is a key of `FAULTS`, ``object`` empty where the whole file is meant."""
 
@@ -104,7 +108,8 @@ def open(
 
     Raises:
       NoAnnotationsError: nothing in a known format.
-      UserError: a damaged file, a split that is not there, several files and no split, or nothing left.
+      NoSplitError: a split that is not there.
+      UserError: a damaged file, several files and no split, or nothing left.
     """
     path = Path(path).expanduser()
     kind, read = _read(path, split)
@@ -166,7 +171,8 @@ def _chosen(folder: Path, split: str | None) -> Path:
         chosen = found
     if len(chosen) != 1:
         said = "several files" if split is None else f"{len(chosen)} files for the split {split!r}"
-        raise UserError(f"{folder}: {said}; choose the split among {', '.join(path.stem for path in found)}")
+        kind = UserError if chosen else NoSplitError
+        raise kind(f"{folder}: {said}; choose the split among {', '.join(path.stem for path in found)}")
     return chosen[0]
 
 
@@ -176,7 +182,7 @@ def _listed(folder: Path, split: str, pictures: Sequence[files.Picture], faults:
     file = lists / f"{split}.txt"
     if not file.is_file():
         there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
-        raise UserError(f"{file}: no such list; splits there: {there}")
+        raise NoSplitError(f"{file}: no such list; splits there: {there}")
     known, chosen = {picture.id: picture for picture in pictures}, {}
     for line in filter(None, map(str.strip, file.read_text(encoding="utf-8", errors="replace").splitlines())):
         name = line if line in known else line.split()[0]  # the lists of one class have a second column

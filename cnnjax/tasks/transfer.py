@@ -7,6 +7,8 @@ batches: with ``image``, and with ``features``.
 
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,8 +146,8 @@ def cached(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as file:
             return file["features"]
-    # What numpy and zipfile raise for what is absent or damaged (its CRC-32 tells).
-    except Exception:
+    # Absent, or damaged, which its CRC-32 tells.
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         result = compute()
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -59,6 +59,8 @@ class TorchTensor:
 
 @dataclass(frozen=True, slots=True)
 class Global:
+    """What a pickle asks for by name, which is never looked up."""
+
     name: str  # "module name"
 
 

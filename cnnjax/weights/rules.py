@@ -95,17 +95,22 @@ def match(
             f"{where}: a {content.what} with {kind}'s names, which {type(model).__name__} has no rules for "
             f"(it knows the layouts: {have})"
         )
-    best = max(known, key=lambda name: _hits(content.tensors, known[name], kind, needed))
+    hits = {name: _hits(content.tensors, layout, kind, needed) for name, layout in known.items()}
+    best = max(hits, key=hits.__getitem__)
     layout = known[best]
-    hits = _hits(content.tensors, layout, kind, needed)
     # Where few keys are known it is another family, of which the lists say more.
-    if 2 * hits > min(len(content.tensors), len(needed.slots)) and (
+    if 2 * hits[best] > min(len(content.tensors), len(needed.slots)) and (
         unlike := {name: value for name, value in layout.fields.items() if getattr(model, name) != value}
     ):
         want = ", ".join(f"{name}={value!r}" for name, value in unlike.items())
         have = ", ".join(f"{name}={getattr(model, name)!r}" for name in unlike)
         raise UserError(f"{where}: {best}'s weights want a {type(model).__name__} with {want}, this one has {have}")
-    plan = _plan(content.tensors, layout, kind, needed)
+    try:
+        plan = _plan(content.tensors, layout, kind, needed)
+    except NoRuleError as error:
+        raise UserError(
+            f"{where}: {best}'s weights have no {error} of this {type(model).__name__}: it is another model's file"
+        ) from error
     return _checked(content, needed, optional, plan, layout.unused, model, where)
 
 
@@ -126,7 +131,10 @@ def _check_own(content: Content, model: linen.Module, where: str) -> None:
         of = models.create(content.about["variant"])
         written, name = fields(of), type(of).__name__
     elif "fields" in content.about:
-        written, name = json.loads(content.about["fields"]), content.about.get("model", "")
+        try:
+            written, name = dict(json.loads(content.about["fields"])), content.about.get("model", "")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{where} is damaged, its header describes no model: fetch or save it again") from error
     else:
         return
     mine = fields(model)
@@ -155,7 +163,7 @@ def translated(layout: Layout, module: str) -> str:
         if found := re.fullmatch(pattern, module):
             numbered = re.compile(r"\{(\d)([+-]1)?\}")
             return numbered.sub(functools.partial(_group, found), template)
-    raise NoRuleError(f"no rule for {module}")
+    raise NoRuleError(module)
 
 
 def _group(found: re.Match[str], asked: re.Match[str]) -> str:

@@ -268,18 +268,18 @@ def cached_features(config: Config, experiment: Experiment, mesh: jax.sharding.M
     frozen = any(phase.train_from == "head" for phase in config.phases)
     if not frozen or augmented(config) or not all(isinstance(part, sources.Arrays) for part in parts):
         return None
-    base, found = experiment.network.model, []
-    for part in parts:
-        facts = f"{base!r} {entry.preprocess} {mesh.devices.flat[0].platform}"
-        name = transfer.fingerprint((experiment.network.variables, part.images), facts)
-        batches = partial(pipeline.eval_batches, part, config.batch_size)
+    prepare, network = partial(preprocess, mode=entry.preprocess), experiment.network
+    folder = checksum.cache_folder() / "features"
 
-        def compute(batches: Callable = batches) -> np.ndarray:
-            prepare = partial(preprocess, mode=entry.preprocess)
-            return transfer.features(base, experiment.network.variables, prepare, batches(), mesh)
+    def of(part: sources.Source) -> np.ndarray:
+        facts = f"{network.model!r} {entry.preprocess} {mesh.devices.flat[0].platform}"
+        path = folder / f"{transfer.fingerprint((network.variables, part.images), facts)}.npz"
+        batches = pipeline.eval_batches(part, config.batch_size)
+        return transfer.cached(
+            path, lambda: transfer.features(network.model, network.variables, prepare, batches, mesh)
+        )
 
-        found.append(transfer.cached(checksum.cache_folder() / "features" / f"{name}.npz", compute))
-    return Features(*found)
+    return Features(of(splits.train), of(splits.valid))
 
 
 def train_batches(config: Config, experiment: Experiment, features: Features | None, step: int) -> Iterator[Batch]:
@@ -354,26 +354,6 @@ def best_accuracy(run: report.Run, step: int) -> float:
     return next(line["valid/accuracy"] for line in run.records() if line["step"] == step and "phase" in line)
 
 
-def show_plan(config: Config, experiment: Experiment, run: report.Run) -> None:
-    """Which group trains when, at what rate: a table, and plan.png."""
-    params = optim.flatten(experiment.variables["params"])
-    rows, curves, begin = [], {}, 0
-    for phase in experiment.plan.phases:
-        index = optim.match(list(params), phase.rules)
-        for i, (pattern, schedule) in enumerate(phase.rules):
-            size = sum(leaf.size for path, leaf in params.items() if index[path] == i)
-            ends = "frozen" if schedule is None else f"{schedule(0):.2g} … {schedule(phase.steps - 1):.2g}"
-            rows.append({"phase": phase.name, "parts": pattern, "parameters": f"{size:,}", "learning rate": ends})
-            if schedule is not None:
-                steps = np.unique(np.linspace(0, phase.steps - 1, 200, dtype=int))
-                curves[f"{phase.name}: {pattern}"] = (begin + steps, [float(schedule(step)) for step in steps])
-        begin += phase.steps
-    report.table("plan", rows)
-    print(f"parts of the base, in order: {' '.join(experiment.stages)}")
-    if run.writes:
-        plot.save(plot.lines(curves, "step", "learning rate", log=True), run.dir / "plan.png")
-
-
 def main(config: Config) -> dict[str, float]:
     """Trains, looks at the test split once, writes the report; returns the summary."""
     sharding.start()
@@ -384,7 +364,8 @@ def main(config: Config) -> dict[str, float]:
     facts = {part: len(source) for part, source in vars(experiment.splits).items()}
     facts = {**facts, "classes": list(experiment.splits.train.classes)}
     with report.Run(config.run_dir, config, facts, FREE) as run:
-        show_plan(config, experiment, run)
+        transfer.show_plan(experiment.plan, experiment.variables["params"], run)
+        print(f"parts of the base, in order: {' '.join(experiment.stages)}")
         started = time.perf_counter()
         features = cached_features(config, experiment, mesh)
         variables, scores = fit_model(config, experiment, features, mesh, run)

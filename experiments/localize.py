@@ -271,6 +271,7 @@ def main(config: Config) -> dict[str, float]:
         return pipeline.array_batches(data["train"].arrays(), config.batch_size, config.seed, start)
 
     with report.Run(config.run_dir, config, facts, FREE) as run:
+        transfer.show_plan(experiment.plan, experiment.variables["params"], run)
         settings = fit.Settings(config.batch_size, config.log_every, config.checkpoint_every)
         for epoch in fit.epochs(experiment.plan, experiment.variables, batches, mesh, run, settings):
             scores = score(epoch.variables, "valid")

@@ -17,7 +17,7 @@ import flax.linen as linen
 import jax
 import numpy as np
 
-from cnnjax import nn, optim, sharding, train
+from cnnjax import nn, optim, plot, report, sharding, train
 from cnnjax.tasks.classify import Preprocess
 from cnnjax.types import Array, Batch, Key, PyTree, Schedule, UserError
 
@@ -104,6 +104,25 @@ def variables(model: Transfer, base: PyTree, key: Key) -> PyTree:
     )
     head = model.init(key, np.zeros(shapes.shape, np.float32), method="from_pooled")
     return {name: {"base": tree, **(head["params"] if name == "params" else {})} for name, tree in base.items()}
+
+
+def show_plan(plan: train.Plan, params: PyTree, run: report.Run) -> None:
+    """Which group of parameters trains when, at what rate: a table, and plan.png in the run folder."""
+    paths = optim.flatten(params)
+    rows, curves, begin = [], {}, 0
+    for phase in plan.phases:
+        index = optim.match(list(paths), phase.rules)
+        for i, (pattern, schedule) in enumerate(phase.rules):
+            size = sum(leaf.size for path, leaf in paths.items() if index[path] == i)
+            rates = "frozen" if schedule is None else f"{schedule(0):.2g} … {schedule(phase.steps - 1):.2g}"
+            rows.append({"phase": phase.name, "parts": pattern, "parameters": f"{size:,}", "learning rate": rates})
+            if schedule is not None:
+                steps = np.unique(np.linspace(0, phase.steps - 1, 200, dtype=int))
+                curves[f"{phase.name}: {pattern}"] = (begin + steps, np.array([float(schedule(step)) for step in steps]))
+        begin += phase.steps
+    report.table("plan", rows)
+    if run.writes:
+        plot.save(plot.lines(curves, "step", "learning rate", log=True), run.dir / "plan.png")
 
 
 def features(

@@ -118,7 +118,8 @@ def show_plan(plan: train.Plan, params: PyTree, run: report.Run) -> None:
             rows.append({"phase": phase.name, "parts": pattern, "parameters": f"{size:,}", "learning rate": rates})
             if schedule is not None:
                 steps = np.unique(np.linspace(0, phase.steps - 1, 200, dtype=int))
-                curves[f"{phase.name}: {pattern}"] = (begin + steps, np.array([float(schedule(step)) for step in steps]))
+                curve = np.array([float(schedule(step)) for step in steps])
+                curves[f"{phase.name}: {pattern}"] = (begin + steps, curve)
         begin += phase.steps
     report.table("plan", rows)
     if run.writes:

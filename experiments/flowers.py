@@ -36,12 +36,15 @@ class Phase:
 
     name: str
     epochs: int
+    """0 leaves the phase out."""
     rate: float
     """Learning rate at the first step."""
     decay: float
     """Per step: the rate is rate / (1 + decay · step), as the chapter's optimizers have it."""
     train_from: str = "all"
     """head: only the new head trains; all; or the part of the base (printed with the plan) from which on it trains."""
+    on_features: bool = True
+    """With head: train on the base's features of the photos as they are, computed once. False: on augmented photos."""
     layer_decay: float = 1.0
     """The rate of each part of the base is this times that of the part behind it."""
     frozen_norms: bool = False
@@ -139,9 +142,10 @@ def resolve(config: Config) -> Config:
     """Checks what can be checked at once, and makes ``--smoke`` small."""
     report.check_ranges(config, **RANGES)
     for phase in config.phases:
-        report.check_ranges(phase, above_zero=("epochs", "rate", "layer_decay"), from_zero=("decay",))
+        report.check_ranges(phase, above_zero=("rate", "layer_decay"), from_zero=("epochs", "decay"))
+    config = replace(config, phases=tuple(phase for phase in config.phases if phase.epochs))
     if not config.phases or config.random_crop > 1:
-        raise UserError("--phases wants one phase at least, and --random-crop a share of 0 … 1")
+        raise UserError("--phases wants one phase with epochs at least, and --random-crop a share of 0 … 1")
     if config.smoke:
         phases = tuple(replace(phase, epochs=1) for phase in config.phases)
         config = replace(config, weights=SMOKE, file=None, phases=phases, batch_size=16, log_every=1)
@@ -221,12 +225,6 @@ def labels(source: sources.Source) -> np.ndarray:
     return np.array([source[i]["label"] for i in range(len(source))], np.int32)
 
 
-def augmented(config: Config) -> bool:
-    """Whether a photo looks different each epoch."""
-    on = (config.flip, config.brightness, config.contrast, config.mixup, config.cutmix, config.random_crop < 1)
-    return any(on)
-
-
 def augmentation(config: Config, network: predict.Network, classes: int) -> Callable[[Key, Batch], Batch]:
     """(key, batch of uint8 images, or of features) → batch of what the base takes, augmented as configured."""
     ops: list[augment.Op] = [augment.random_flip_left_right] if config.flip else []
@@ -255,43 +253,53 @@ def augmentation(config: Config, network: predict.Network, classes: int) -> Call
 
 
 class Features(NamedTuple):
-    """The base's pooled last maps of every photo of two splits, float32 [n, c]."""
+    """Of every photo of two splits the base's pooled last maps, ``features`` float32 [n, c], and its ``label``."""
 
-    train: np.ndarray
-    valid: np.ndarray
+    train: dict[str, np.ndarray]
+    valid: dict[str, np.ndarray]
+
+
+def uses_features(phase: Phase) -> bool:
+    """Whether the phase may train on features instead of photos."""
+    return phase.train_from == "head" and phase.on_features
 
 
 def cached_features(config: Config, experiment: Experiment, mesh: jax.sharding.Mesh) -> Features | None:
-    """What the frozen phases train on, from the cache if it is there; None where they must see the photos."""
-    splits, entry = experiment.splits, experiment.network.entry
-    parts = (splits.train, splits.valid)
-    frozen = any(phase.train_from == "head" for phase in config.phases)
-    if not frozen or augmented(config) or not all(isinstance(part, sources.Arrays) for part in parts):
+    """What phases train on that ask for it, from the cache if it is there; None where none does, or memory is short."""
+    if not any(uses_features(phase) for phase in config.phases):
         return None
-    prepare, network = partial(preprocess, mode=entry.preprocess), experiment.network
+    network, entry = experiment.network, experiment.network.entry
+    prepare, transform = partial(preprocess, mode=entry.preprocess), predict.host_transform(entry, config.resize)
+    prepared = []
+    for part in (experiment.splits.train, experiment.splits.valid):
+        if not isinstance(part, sources.Arrays):
+            part = sources.in_memory_if_small(part, transform, config.in_memory_bytes)
+        if not isinstance(part, sources.Arrays):
+            print("the photos exceed --in-memory-bytes: the frozen base is computed again in each epoch")
+            return None
+        prepared.append(part)
     folder = checksum.cache_folder() / "features"
 
-    def of(part: sources.Source) -> np.ndarray:
+    def of(part: sources.Arrays) -> dict[str, np.ndarray]:
         facts = f"{network.model!r} {entry.preprocess} {mesh.devices.flat[0].platform}"
         path = folder / f"{transfer.fingerprint((network.variables, part.images), facts)}.npz"
         batches = pipeline.eval_batches(part, config.batch_size)
-        return transfer.cached(
+        found = transfer.cached(
             path, lambda: transfer.features(network.model, network.variables, prepare, batches, mesh)
         )
+        return {"features": found, "label": part.labels}
 
-    return Features(of(splits.train), of(splits.valid))
+    return Features(*map(of, prepared))
 
 
 def train_batches(config: Config, experiment: Experiment, features: Features | None, step: int) -> Iterator[Batch]:
     """Batches from ``step`` on: of features while the base is frozen and they are known, else of photos."""
-    splits = experiment.splits
     ends = itertools.accumulate(phase.steps for phase in experiment.plan.phases)
     for phase, end in zip(config.phases, ends, strict=True):
         if step >= end:
             continue
-        if features is not None and phase.train_from == "head":
-            arrays = {"features": features.train, "label": labels(splits.train)}
-            stream = pipeline.array_batches(arrays, config.batch_size, config.seed, step)
+        if features is not None and uses_features(phase):
+            stream = pipeline.array_batches(features.train, config.batch_size, config.seed, step)
         else:
             stream = photo_batches(config, experiment, step)
         yield from itertools.islice(stream, end - step)
@@ -321,12 +329,11 @@ def fit_model(
     prepare, transform = partial(preprocess, mode=entry.preprocess), predict.host_transform(entry, config.resize)
     eval_step = train.make_eval_step(classify.eval_fn(experiment.model, prepare, classify.cross_entropy), mesh)
     settings = fit.Settings(config.batch_size, config.log_every, config.checkpoint_every)
-    on_features = {phase.name for phase in config.phases if features is not None and phase.train_from == "head"}
+    on_features = {phase.name for phase in config.phases if features is not None and uses_features(phase)}
     batches = partial(train_batches, config, experiment, features)
     for epoch in fit.epochs(plan, experiment.variables, batches, mesh, run, settings):
         if features is not None and epoch.phase in on_features:
-            arrays = {"features": features.valid, "label": labels(splits.valid)}
-            valid = pipeline.array_eval_batches(arrays, config.batch_size)
+            valid = pipeline.array_eval_batches(features.valid, config.batch_size)
         else:
             valid = pipeline.eval_batches(splits.valid, config.batch_size, transform=transform, threads=config.threads)
         scores = classification.figures(train.evaluate(eval_step, epoch.variables, valid, mesh), "valid/")

@@ -23,7 +23,7 @@ import tyro
 from cnnjax import compiler, fit, losses, models, optim, plot, report, sharding, train
 from cnnjax.data import augment, catalog, host, pipeline, sources
 from cnnjax.metrics import classification
-from cnnjax.tasks import classify
+from cnnjax.tasks import classify, serve
 from cnnjax.types import Batch, Key, PyTree, UserError
 
 
@@ -296,8 +296,31 @@ def main(config: Config) -> dict[str, float]:
             source, transform = experiment.splits.test, host_transform(config)
             classify.pictures(run.dir, source, outcome, variables["params"], transform)
         run.finish(summary)
+        if known := card(config, experiment):
+            serve.save(run.dir, serve.Served(known, experiment.model, variables))
     conclude(config, experiment, summary, outcome, seconds)
     return summary
+
+
+def card(config: Config, experiment: Experiment) -> serve.Card | None:
+    """What predict.py must know of the network; None for images that are not square, which it does not prepare."""
+    image = experiment.splits.test[0]["image"]
+    size = config.image_size or image.shape[0]
+    if not config.image_size and image.shape[0] != image.shape[1]:
+        return None
+    return serve.Card(
+        task="classify",
+        model=config.model,
+        fields={"dtype": config.dtype},
+        head={},
+        classes=tuple(experiment.splits.train.classes),
+        preprocess="unit",
+        image_size=size,
+        channels=image.shape[2],
+        fit="center",
+        resize=size,
+        resample="bilinear",
+    )
 
 
 def fit_model(

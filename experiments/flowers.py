@@ -25,7 +25,7 @@ import tyro
 from cnnjax import fit, optim, plot, report, sharding, train
 from cnnjax.data import augment, box_host, catalog, pipeline, sources
 from cnnjax.metrics import classification
-from cnnjax.tasks import classify, predict, transfer
+from cnnjax.tasks import classify, predict, serve, transfer
 from cnnjax.types import Batch, Key, PyTree, UserError
 from cnnjax.weights import checksum, preprocess
 
@@ -88,6 +88,8 @@ class Config:
     """Share of the target spread evenly over the classes, 0 … 1."""
     class_weights: bool = False
     """Weigh each class by the inverse of its share of the training photos."""
+    norm_momentum: float | None = None
+    """Of BatchNorm's running statistics; None: the publisher's. At 0.99 they lag behind a short fine-tuning."""
     ema_decay: float | None = None
     """Per step; evaluates a moving average of the weights."""
     patience: int = 0
@@ -128,7 +130,7 @@ RANGES = {
         *("weight_decay", "patience", "mixup", "cutmix", "seed", "checkpoint_every", "in_memory_bytes", "threads"),
     ),
     "below_one": (
-        *("momentum", "dropout", "label_smoothing", "ema_decay", "brightness", "contrast"),
+        *("momentum", "dropout", "label_smoothing", "ema_decay", "norm_momentum", "brightness", "contrast"),
         *("test_fraction", "valid_fraction"),
     ),
 }
@@ -166,6 +168,10 @@ class Experiment(NamedTuple):
 def build(config: Config) -> Experiment:
     """Model, data, plan and initial weights."""
     network = predict.network(config.weights, config.file, random=config.smoke, num_classes=None)
+    if config.norm_momentum is not None:
+        if not hasattr(network.model, "momentum"):
+            raise UserError(f"{config.weights} has no BatchNorm: leave out --norm-momentum")
+        network = network._replace(model=network.model.clone(momentum=config.norm_momentum))
     splits = load_data(config, network)
     model = transfer.Transfer(network.model, len(splits.train.classes), config.dropout)
     variables = transfer.variables(model, network.variables, jax.random.key(config.seed))
@@ -387,6 +393,9 @@ def main(config: Config) -> dict[str, float]:
             transform = predict.host_transform(experiment.network.entry, config.resize)
             classify.pictures(run.dir, experiment.splits.test, outcome, variables["params"], transform)
         run.finish(summary)
+        head = {"dropout": config.dropout}
+        card = serve.card(experiment.network, "transfer", config.resize, experiment.splits.train.classes, head)
+        serve.save(run.dir, serve.Served(card, experiment.model, variables))
     conclude(config, experiment, summary, outcome, seconds)
     return summary
 

@@ -23,7 +23,7 @@ import tyro
 from cnnjax import fit, optim, plot, report, sharding, train
 from cnnjax.data import annotations, augment, box_augment, box_host, pipeline
 from cnnjax.data.box_source import BoxSource, only
-from cnnjax.tasks import classify, localize, predict, transfer
+from cnnjax.tasks import classify, localize, predict, serve, transfer
 from cnnjax.types import Batch, Key, PyTree, UserError
 from cnnjax.weights import preprocess
 
@@ -282,6 +282,9 @@ def main(config: Config) -> dict[str, float]:
             plot.save(plot.curves(run.records()), run.dir / "curves.png")
             plot.save(picture(experiment, variables, prepare), run.dir / "boxes.png")
         run.finish(summary)
+        head = {"box_maps": config.box_maps}
+        card = serve.card(experiment.network, "localize", "squeeze", data["train"].classes, head)
+        serve.save(run.dir, serve.Served(card, experiment.model, variables))
     conclude(config, data, summary)
     return summary
 

@@ -3,10 +3,12 @@
     python experiments/predict.py                                      # about 20 s on 2 CPU cores, and 103 MB once
     python experiments/predict.py photo.jpg folder 'photos/*.png' --weights xception.keras --top 3
     python experiments/predict.py --weights resnet50.keras --file resnet50_weights_tf_dim_ordering_tf_kernels.h5
+    python experiments/predict.py photo.jpg --run runs/flowers         # the network that a run has trained
     python experiments/predict.py --smoke                              # random weights, nothing is downloaded
 
 It leaves predictions.json, predictions.png and summary.json in the run folder. With ``--weights
 mobilenet_v1_0.75_224.keras --resize squeeze`` china.jpg is, in this order, beacon, palace, bell_cote, stupa, dome.
+A run of localize.py also says where.
 """
 
 import glob
@@ -14,18 +16,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 from sklearn.datasets import load_sample_images
 
-from cnnjax import plot, report, sharding, weights
+from cnnjax import models, plot, report, sharding
 from cnnjax.data import sources
-from cnnjax.tasks import predict
+from cnnjax.tasks import predict, serve
 from cnnjax.types import Array, Batch, PyTree, UserError
-from cnnjax.weights.labels import Prediction, decode_predictions
+from cnnjax.weights.labels import Prediction, best, imagenet_classes
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ class Config:
     """A tag of cnnjax.weights.published(): the network, its weights, and how its images are prepared."""
     file: Path | None = None
     """Has these weights; None: the cache, else they are downloaded."""
-    resize: predict.Resize = "crop"
+    run: Path | None = None
+    """The folder of a run of flowers.py, localize.py or classify.py, whose network to take in place of --weights."""
+    resize: predict.Resize | None = None
     """crop: as the publisher, shorter side to a size, then the centre; squeeze: all of the image, its proportions
-    lost, as in the chapter; square: the largest central square."""
+    lost, as in the chapter; square: the largest central square. None: crop; with --run as in training."""
     top: int = 5
     """Classes to name for each image."""
     batch_size: int = 32
@@ -60,9 +64,34 @@ def resolve(config: Config) -> Config:
     report.check_ranges(config, above_zero=("top", "batch_size"))
     if config.smoke:
         config = replace(config, weights=SMOKE, file=None)
-    if (entry := weights.published().get(config.weights)) and config.top > entry.classes:
-        raise UserError(f"--top must be at most {entry.classes}, the classes of {config.weights}; got {config.top}")
-    return replace(config, run_dir=report.run_folder(config.run_dir, f"predict-{config.weights}"))
+    if config.run and (config.smoke or config.file or config.resize):
+        raise UserError("--run has a network and its way of resizing: leave out --file, --resize and --smoke")
+    return replace(config, run_dir=report.run_folder(config.run_dir, f"predict-{name(config)}"))
+
+
+def name(config: Config) -> str:
+    """Of the network."""
+    return config.run.resolve().name if config.run else config.weights
+
+
+def load(config: Config) -> tuple[serve.Served, list[tuple[str, str]]]:
+    """The network and its classes: (WordNet id, or nothing, and name).
+
+    Raises:
+      UserError: it cannot be had, or has fewer classes than are to be named.
+    """
+    if config.run:
+        served = serve.load(config.run, models.create)
+        classes = [("", each) for each in served.card.classes]
+    else:
+        network = predict.network(config.weights, config.file, random=config.smoke)
+        served = serve.of_published(network, config.resize or "crop")
+        classes = list(imagenet_classes())
+    if config.top > len(classes):
+        if config.run:  # its classes may be few
+            return served, classes
+        raise UserError(f"--top must be at most {len(classes)}, the classes of {name(config)}; got {config.top}")
+    return served, classes
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
@@ -90,60 +119,86 @@ def main(config: Config) -> dict[str, Any]:
     config = resolve(config)
     paths = find_images(config.images)
     mesh = sharding.make_mesh()
-    network = predict.network(config.weights, config.file, random=config.smoke)
-    files = sources.Folder(tuple(paths), np.zeros(len(paths), np.int32), ("unknown",))
-    source = predict.Marked(files, predict.host_transform(network.entry, config.resize), network.entry.image_size)
+    served, classes = load(config)
+    files = sources.Folder(tuple(paths), np.zeros(len(paths), np.int32), ("unknown",), served.card.channels)
+    source = predict.Marked(files, served.card.transform(), served.card.image_size, served.card.channels)
     with report.Run(config.run_dir, config, {}) as run:
 
-        def compute(variables: PyTree, batch: Batch) -> tuple[Array, Array]:
-            return batch["label"], jax.nn.softmax(network.logits(variables, batch["image"]))
+        def compute(variables: PyTree, batch: Batch) -> tuple[Array, dict[str, Array]]:
+            return batch["label"], served.predict(variables, batch["image"])
 
-        labels, probabilities = predict.for_each(compute, network.variables, source, config.batch_size, mesh)
+        labels, said = predict.for_each(compute, served.variables, source, config.batch_size, mesh)
         errors = source.errors(labels)
         readable = np.flatnonzero(labels >= 0)
-        named = decode_predictions(probabilities[readable], config.top)
-        result = dict(zip(readable.tolist(), named, strict=True))
-        summary = {"images": len(result), "unreadable": len(errors)}
+        named = best(said["probabilities"][readable], classes, min(config.top, len(classes)))
+        seen = [
+            Seen(int(place), paths[place], predictions, said["boxes"][place] if "boxes" in said else None)
+            for place, predictions in zip(readable, named, strict=True)
+        ]
+        summary = {"images": len(seen), "unreadable": len(errors)}
         if run.writes:
-            write(run.dir, config, source, paths, result, errors)
+            write(run.dir, config, source, seen, errors)
         run.finish(summary)
-    show(config, paths, result, errors)
+    show(config, seen, errors)
     return summary
 
 
-Named = dict[int, list[Prediction]]  # place of the image → its best classes
+class Seen(NamedTuple):
+    """What the network says of an image."""
+
+    place: int
+    path: Path
+    predictions: list[Prediction]
+    box: np.ndarray | None
+    """xyxy in pixels of the image as the network saw it."""
 
 
-def write(
-    folder: Path, config: Config, source: predict.Marked, paths: Sequence[Path], result: Named, errors: Sequence[str]
-) -> None:
+def write(folder: Path, config: Config, source: predict.Marked, seen: Sequence[Seen], errors: Sequence[str]) -> None:
     """predictions.json, and predictions.png with the first images as the network saw them."""
     content = {
-        "weights": "random" if config.smoke else config.weights,
-        "images": [{"file": str(paths[i]), "predictions": [p._asdict() for p in named]} for i, named in result.items()],
+        "weights": "random" if config.smoke else name(config),
+        "images": [as_json(each, source) for each in seen],
         "unreadable": list(errors),
     }
     report.write_json(folder / "predictions.json", content)
-    few = list(result)[:MOST_SHOWN]
-    titles = ["\n".join((paths[i].name[:32], *(f"{p.name[:26]} {p.score:.0%}" for p in result[i][:5]))) for i in few]
-    figure = plot.image_grid([source[i]["image"] for i in few], titles, 4, 2.4, RANDOM if config.smoke else "")
+    few = seen[:MOST_SHOWN]
+    titles = ["\n".join((x.path.name[:32], *(f"{p.name[:26]} {p.score:.0%}" for p in x.predictions[:5]))) for x in few]
+    images = [source[x.place]["image"] for x in few]
+    if seen[0].box is None:
+        figure = plot.image_grid(images, titles, 4, 2.4, RANDOM if config.smoke else "")
+    else:
+        names = [x.predictions[0].name for x in few]
+        figure = plot.boxed(images, [x.box[None] for x in few], [[i] for i in range(len(few))], names, titles)
     plot.save(figure, folder / "predictions.png")
+
+
+def as_json(seen: Seen, source: predict.Marked) -> dict[str, Any]:
+    """The entry in predictions.json; a box there is xyxy in pixels of the file, turned upright."""
+    predictions = [{k: v for k, v in p._asdict().items() if v != ""} for p in seen.predictions]
+    entry = {"file": str(seen.path), "predictions": predictions}
+    if seen.box is None:
+        return entry
+    height, width = source.source[seen.place]["image"].shape[:2]
+    box = seen.box * np.array([width, height, width, height]) / source.size  # localizers squeeze
+    return {**entry, "box": [round(float(x), 1) for x in box]}
 
 
 RANDOM = "RANDOM WEIGHTS: these names mean nothing"
 
 
-def show(config: Config, paths: Sequence[Path], result: Named, errors: Sequence[str]) -> None:
+def show(config: Config, seen: Sequence[Seen], errors: Sequence[str]) -> None:
     """The table, and on stderr what could not be read."""
     if jax.process_index():
         return
     rows = [
-        {"image": "" if place else paths[i].name, "WordNet id": p.wnid, "class": p.name, "%": f"{100 * p.score:.2f}"}
-        for i in list(result)[:MOST_SHOWN]
-        for place, p in enumerate(result[i])
+        {"image": "" if rank else x.path.name, "WordNet id": p.wnid, "class": p.name, "%": f"{100 * p.score:.2f}"}
+        for x in seen[:MOST_SHOWN]
+        for rank, p in enumerate(x.predictions)
     ]
-    report.table(RANDOM if config.smoke else config.weights, rows)
-    more = f"; {len(result) - MOST_SHOWN} images more are there only" if len(result) > MOST_SHOWN else ""
+    if config.run:
+        rows = [{key: text for key, text in row.items() if key != "WordNet id"} for row in rows]
+    report.table(RANDOM if config.smoke else name(config), rows)
+    more = f"; {len(seen) - MOST_SHOWN} images more are there only" if len(seen) > MOST_SHOWN else ""
     print(f"{config.run_dir}: predictions.json, predictions.png{more}")
     for error in errors:
         print(f"left out: {error}", file=sys.stderr)

@@ -49,6 +49,11 @@ class Localizer(linen.Module):
     box_maps: int | None = 64
     dropout: float = 0.0
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The base's."""
+        return self.base.image_shape
+
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         _, endpoints = self.base(images, train=train)
@@ -115,8 +120,10 @@ def loss_fn(model: Localizer, size: int, kind: BoxLoss = "mse", weights: tuple[f
     return compute
 
 
-def predict_fn(model: Localizer, preprocess: Preprocess, size: int) -> Callable:
-    """(variables, batch with uint8 images) → probabilities float32 [n, classes] and boxes [n, 4] in pixels."""
+def predict_fn(model: linen.Module, preprocess: Preprocess, size: int) -> Callable:
+    """(variables, batch with uint8 images) → probabilities float32 [n, classes] and boxes [n, 4] in pixels.
+
+    ``model`` is a ``Localizer``."""
 
     def compute(variables: PyTree, batch: Batch) -> tuple[Array, Array]:
         logits, endpoints = model.apply(variables, preprocess(batch["image"]), train=False)

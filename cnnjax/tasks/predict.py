@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -58,7 +58,20 @@ def network(tag: str, file: Path | None = None, *, random: bool = False, **overr
     return Network(entry, model, weights.load(tag if file is None else file, model, image_size=entry.image_size))
 
 
-def host_transform(entry: weights.Published, resize: Resize) -> host.Transform:
+class Geometry(Protocol):
+    """What ``host_transform`` goes by; ``weights.Published`` has it."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def resize(self) -> int: ...
+
+    @property
+    def resample(self) -> host.Resample: ...
+
+
+def host_transform(entry: Geometry, resize: Resize) -> host.Transform:
     """Image of any size → ``entry.image_size`` square: as its publisher crops it, squeezed, or its central square."""
     size, resample = entry.image_size, entry.resample
     if resize == "squeeze":
@@ -75,6 +88,7 @@ class Marked:
     source: Source
     transform: host.Transform
     size: int
+    channels: int = 3
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -88,7 +102,7 @@ class Marked:
         try:
             example = self.source[index]
         except host.CorruptImageError:
-            return {"image": np.zeros((self.size, self.size, 3), np.uint8), "label": -1}
+            return {"image": np.zeros((self.size, self.size, self.channels), np.uint8), "label": -1}
         return {**example, "image": self.transform(example["image"])}
 
     def errors(self, labels: np.ndarray) -> list[str]:

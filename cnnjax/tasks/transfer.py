@@ -35,6 +35,11 @@ class Transfer(linen.Module):
     num_classes: int
     dropout: float = 0.0
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The base's."""
+        return self.base.image_shape
+
     def setup(self) -> None:
         self.head = nn.Head(self.num_classes, self.dropout)
 

@@ -3,6 +3,7 @@
 import functools
 import importlib.resources
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,16 +45,22 @@ def decode_predictions(probabilities: Array, top: int = 5) -> list[list[Predicti
     Raises:
       UserError: not [n, 1000], not finite, or an impossible ``top``.
     """
+    return best(probabilities, imagenet_classes(), top)
+
+
+def best(probabilities: Array, classes: Sequence[tuple[str, str]], top: int) -> list[list[Prediction]]:
+    """``decode_predictions`` for other classes: (id, name) each."""
     scores = np.asarray(probabilities, np.float64)
-    classes = imagenet_classes()
     if scores.ndim != 2 or scores.shape[1] != len(classes):
-        raise UserError(f"expected scores of ImageNet's classes, [n, {len(classes)}], got shape {list(scores.shape)}")
+        raise UserError(
+            f"expected scores of {len(classes)} classes, [n, {len(classes)}], got shape {list(scores.shape)}"
+        )
     if not np.isfinite(scores).all():
         raise UserError("expected finite scores, got NaN or infinity: the weights or the images are damaged")
     if not 1 <= top <= len(classes):
         raise UserError(f"top must be in 1 … {len(classes)}, got {top}")
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    first = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
         [Prediction(classes[i][0], classes[i][1], float(row[i])) for i in order]
-        for row, order in zip(scores, best, strict=True)
+        for row, order in zip(scores, first, strict=True)
     ]

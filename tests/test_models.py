@@ -8,6 +8,7 @@ import functools
 import re
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import keras
 import numpy as np
@@ -242,3 +243,14 @@ def test_fashion_cnn_names_the_smallest_image(shape):
     with pytest.raises(ValueError, match=rf"at least 8 by 8 pixels, got shape \({shape[0]}, "):
         jax.eval_shape(models.create("fashion_cnn").init, KEY, np.zeros(shape, np.float32))
     jax.eval_shape(models.create("fashion_cnn").init, KEY, np.zeros((1, 8, 31, 3), np.float32))
+
+
+@every_model
+def test_a_batch_of_unknown_size_can_be_traced(name):
+    """What an export with a free batch size needs."""
+    model = models.create(name)
+    variables = jax.eval_shape(model.init, KEYS, jax.ShapeDtypeStruct((1, *model.image_shape), np.float32))
+    (count,) = jax.export.symbolic_shape("n")
+    x = jax.ShapeDtypeStruct((count, *model.image_shape), np.float32)
+    logits, _ = jax.eval_shape(functools.partial(model.apply, train=False), variables, x)
+    assert logits.shape == (count, model.num_classes)

@@ -123,7 +123,7 @@ class AlexNet(linen.Module):
         if self.num_classes is None:
             return None, endpoints
         dense = functools.partial(linen.Dense, 4096, dtype=self.dtype, kernel_init=linen.initializers.he_normal())
-        x = endpoints["pool5"].reshape(len(images), -1)
+        x = endpoints["pool5"].reshape(images.shape[0], -1)
         x = endpoints["fc1"] = nn.relu(dense(name="fc1")(x))
         x = linen.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         x = endpoints["fc2"] = nn.relu(dense(name="fc2")(x))
@@ -157,7 +157,7 @@ class AlexNetTorchvision(linen.Module):
         endpoints = _convolutions(self, images, convs, None, self.remat)
         if self.num_classes is None:
             return None, endpoints
-        x = nn.adaptive_avg_pool(endpoints["pool5"], 6).reshape(len(images), -1)
+        x = nn.adaptive_avg_pool(endpoints["pool5"], 6).reshape(images.shape[0], -1)
         for name in ("fc1", "fc2"):
             x = linen.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(x)
             dense = linen.Dense(4096, dtype=self.dtype, kernel_init=linen.initializers.he_normal(), name=name)

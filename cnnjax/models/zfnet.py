@@ -88,7 +88,7 @@ class ZFNet(linen.Module):
         if self.num_classes is None:
             return None, endpoints
         dense = functools.partial(linen.Dense, 4096, dtype=self.dtype, kernel_init=linen.initializers.he_normal())
-        x = x.reshape(len(images), -1)
+        x = x.reshape(images.shape[0], -1)
         x = endpoints["fc1"] = nn.relu(dense(name="fc1")(x))
         x = linen.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         x = endpoints["fc2"] = nn.relu(dense(name="fc2")(x))

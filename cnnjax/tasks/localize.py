@@ -62,7 +62,7 @@ class Localizer(linen.Module):
         seen = pooled
         if self.box_maps is not None:
             last = [x for x in endpoints.values() if x.ndim == 4][-1]
-            seen = nn.relu(nn.Conv(self.box_maps, 1, name="box_reduce")(last)).reshape(len(pooled), -1)
+            seen = nn.relu(nn.Conv(self.box_maps, 1, name="box_reduce")(last)).reshape(pooled.shape[0], -1)
         box = linen.Dense(4, bias_init=_middle, name="box")(seen)
         return logits, {**endpoints, "box": box.astype(jnp.float32)}
 

@@ -37,7 +37,7 @@ class Card:
     head: Mapping[str, Any]
     """Fields of the module around the base."""
     classes: tuple[str, ...]
-    """Of ImageNet's the WordNet ids, which are unique."""
+    """Names; of ImageNet's, whose names are not unique, the WordNet ids before them."""
     preprocess: Literal["unit", "tf", "torch", "caffe"]
     """unit: pixels / 255; the others as ``weights.preprocess``."""
     image_size: int
@@ -93,8 +93,8 @@ class Served(NamedTuple):
 
 def of_published(network: predict.Network, fit: predict.Resize) -> Served:
     """A published network with its own head."""
-    ids = [wnid for wnid, _ in imagenet_classes()]
-    return Served(card(network, "classify", fit, ids), network.model, network.variables)
+    classes = [f"{wnid} {name}" for wnid, name in imagenet_classes()]
+    return Served(card(network, "classify", fit, classes), network.model, network.variables)
 
 
 def card(
@@ -143,7 +143,9 @@ def load(folder: Path, create: Create) -> Served:
         known = Card(**{**content, "classes": tuple(content["classes"])})
         model = known.module(create)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or of another version ({error}): run the last epoch of it again") from error
+        raise UserError(
+            f"{path} is damaged or of another version ({error}): start the run again, it ends at once"
+        ) from error
     shape = (known.image_size, known.image_size, known.channels)
     return Served(known, model, weights.load(folder / WEIGHTS, model, image_size=shape))
 

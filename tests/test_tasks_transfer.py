@@ -5,13 +5,14 @@ import json
 
 import flowers
 import jax
+import kills
 import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax import models, optim, sharding, train
+from cnnjax import checkpoint, models, optim, sharding, train
 from cnnjax.data import sources
-from cnnjax.tasks import classify, transfer
+from cnnjax.tasks import classify, predict, serve, transfer
 from cnnjax.types import UserError
 
 BASE = models.create("mobilenet_v1", num_classes=None, width=0.25)
@@ -172,6 +173,7 @@ def test_flowers_trains_reports_and_goes_on(run, tmp_path, capsys):
     assert "head/.*" in printed
     assert "frozen" in printed
     assert len(list((tmp_path / "cache" / "features").glob("*.npz"))) == 2
+    assert kept_accuracy(folder) == pytest.approx(summary["test/accuracy"])
     again, _ = run()
     assert again == summary
 
@@ -184,6 +186,44 @@ def test_flowers_with_every_augmentation_and_early_stop(run, tmp_path):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     best = {line["step"]: line["valid/accuracy"] for line in lines if "phase" in line}
     assert summary["valid/accuracy"] == best[summary["steps"]] == max(best.values())
+    assert kept_accuracy(folder) == pytest.approx(summary["test/accuracy"])
+
+
+def kept_accuracy(folder):
+    """Test accuracy of the network that the run left; config.json says on what."""
+    config = flowers.Config(dataset=json.loads((folder / "config.json").read_text())["dataset"], smoke=True)
+    served = serve.load(folder, models.create)
+    source = flowers.load_data(flowers.resolve(config), predict.network(flowers.SMOKE, random=True)).test
+    said = jax.jit(served.predict)(served.variables, source.images)["probabilities"]
+    return float((said.argmax(-1) == source.labels).mean())
+
+
+class Crash(Exception):
+    """The process dies, as far as the run folder can tell."""
+
+
+def test_a_run_that_dies_before_at_or_after_the_seam_of_its_phases_goes_on_bit_for_bit(run, monkeypatch):
+    options = {"checkpoint_every": 1, "ema_decay": 0.9, "random_crop": 0.5}  # photos after features
+    _, unbroken = run("unbroken", **options)
+    lines = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    seam, last = (line["step"] for line in lines if "phase" in line)
+    save = checkpoint.Checkpoints.save
+    save = checkpoint.Checkpoints.save
+
+    def dying(self, at, *args, **kwargs):
+        save(self, at, *args, **kwargs)
+        if at in deaths:
+            deaths.remove(at)
+            self.wait()
+            raise Crash
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", dying)
+    deaths = {seam - 1, seam, last - 1}
+    while deaths:
+        with pytest.raises(Crash):
+            run("dies", **options)
+    _, folder = run("dies", **options)
+    assert kills.differences(folder, unbroken) == []
 
 
 def test_flowers_refuses_what_cannot_be(run):

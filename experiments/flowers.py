@@ -168,10 +168,7 @@ class Experiment(NamedTuple):
 def build(config: Config) -> Experiment:
     """Model, data, plan and initial weights."""
     network = predict.network(config.weights, config.file, random=config.smoke, num_classes=None)
-    if config.norm_momentum is not None:
-        if not hasattr(network.model, "momentum"):
-            raise UserError(f"{config.weights} has no BatchNorm: leave out --norm-momentum")
-        network = network._replace(model=network.model.clone(momentum=config.norm_momentum))
+    network = network._replace(model=transfer.with_norm_momentum(network.model, config.norm_momentum))
     splits = load_data(config, network)
     model = transfer.Transfer(network.model, len(splits.train.classes), config.dropout)
     variables = transfer.variables(model, network.variables, jax.random.key(config.seed))

@@ -57,7 +57,9 @@ class Config:
     """Passes with all of the network training."""
     rate: float = 0.01
     """Their learning rate, of SGD with a cosine."""
-    frozen_norms: bool = True
+    norm_momentum: float | None = 0.9
+    """Of BatchNorm's running statistics; None: the publisher's. At 0.99 they lag behind a short fine-tuning."""
+    frozen_norms: bool = False
     """BatchNorm keeps the statistics of the published data."""
     batch_size: int = 16
     """Photos per step, over all devices."""
@@ -128,7 +130,16 @@ def resolve(config: Config) -> Config:
         config,
         above_zero=("frozen_epochs", "frozen_rate", "epochs", "rate", "batch_size", "clip_norm", "log_every"),
         from_zero=("weight_decay", "shift", "seed", "checkpoint_every"),
-        below_one=("class_weight", "momentum", "zoom", "brightness", "contrast", "test_fraction", "valid_fraction"),
+        below_one=(
+            "class_weight",
+            "momentum",
+            "norm_momentum",
+            "zoom",
+            "brightness",
+            "contrast",
+            "test_fraction",
+            "valid_fraction",
+        ),
     )
     if config.smoke:
         config = replace(config, weights=SMOKE, file=None, frozen_epochs=1, epochs=1, batch_size=8, log_every=1)
@@ -196,6 +207,7 @@ def cut(whole: Examples, fraction: float) -> tuple[Examples, Examples]:
 def build(config: Config) -> Experiment:
     """Model, data, plan and initial weights."""
     network = predict.network(config.weights, config.file, random=config.smoke, num_classes=None)
+    network = network._replace(model=transfer.with_norm_momentum(network.model, config.norm_momentum))
     size = network.entry.image_size
     data = load_data(config, size)
     model = localize.Localizer(network.model, len(data["train"].classes), config.box_maps)

@@ -107,9 +107,14 @@ class Checkpoints:
             )
         return None
 
+    @property
+    def best_step(self) -> int | None:
+        """Of the checkpoint with the highest score."""
+        return self.manager.best_step()
+
     def best(self, target: Callable[[int], PyTree]) -> tuple[int, PyTree]:
         """The checkpoint with the highest score; as ``restore``, but an error if there is none, or it is damaged."""
-        step = self.manager.best_step()
+        step = self.best_step
         try:
             if step is None:
                 raise UserError("none has a score")

@@ -31,12 +31,14 @@ class Settings:
       log_every: steps between lines of training metrics.
       checkpoint_every: steps between checkpoints within an epoch; 0: only after each epoch.
       keep_last: newest checkpoints kept, beside the best one.
+      patience: the run ends after so many epochs of its last phase without a better score than any before; 0: never.
     """
 
     batch_size: int
     log_every: int = 10
     checkpoint_every: int = 0
     keep_last: int = 2
+    patience: int = 0
 
 
 @dataclass
@@ -69,7 +71,7 @@ def epochs(
     run: report.Run,
     settings: Settings,
 ) -> Iterator[Epoch]:
-    """Trains to the end of the plan, from the newest checkpoint in the run folder if there is one.
+    """Trains to the end of the plan, or of its patience, from the newest checkpoint in the run folder if there is one.
 
     SIGTERM and SIGINT save and end the process (exit status 0 and 130). The last ``Epoch`` is yielded again by a run
     that was already complete, with its state restored, so that a script can always close its report.
@@ -96,8 +98,15 @@ def epochs(
             due = settings.checkpoint_every and step % settings.checkpoint_every == 0
             return stopped(step) or bool(due)
 
-        if start == plan.total_steps:
+        def is_over(step: int) -> bool:
+            best, begin = checkpoints.best_step, plan.total_steps - plan.phases[-1].steps
+            if not settings.patience or best is None:
+                return False
+            return step - max(best, begin) >= settings.patience * plan.steps_per_epoch
+
+        if start == plan.total_steps or is_over(start):
             yield Epoch(start // plan.steps_per_epoch, start, plan.phases[-1].name, state.variables)
+            return
         for point in train.epochs(plan, state, batches, mesh, on_step=log.step, interrupt=interrupt):
             epoch = Epoch(point.index, point.step, point.phase, point.state.variables)
             if point.finished:
@@ -105,6 +114,9 @@ def epochs(
                 log.epoch(epoch)
             run.flush()
             checkpoints.save(point.step, point.state, epoch.score)
+            if point.finished and is_over(point.step):
+                bar.say(f"no better score in {settings.patience} epochs: ended at step {point.step}")
+                return
             if stopped(point.step):
                 checkpoints.wait()
                 bar.say(f"stopped at step {point.step} of {plan.total_steps}, saved: the same command goes on")

@@ -93,7 +93,8 @@ class Config:
     ema_decay: float | None = None
     """Per step; evaluates a moving average of the weights."""
     patience: int = 0
-    """End the last phase after so many epochs without a better validation accuracy; 0: never."""
+    """End the last phase after so many epochs without a better validation accuracy, and go back to the best one; 0:
+    never."""
 
     random_crop: float = 1.0
     """Smallest share of a photo's area that a random crop keeps; 1: no random crops, all of the photo."""
@@ -326,12 +327,15 @@ def photo_batches(config: Config, experiment: Experiment, step: int) -> Iterator
 def fit_model(
     config: Config, experiment: Experiment, features: Features | None, mesh: jax.sharding.Mesh, run: report.Run
 ) -> tuple[PyTree, dict[str, float]]:
-    """Trains to the end, or until validation no longer gets better; returns the variables and their scores."""
+    """Trains to the end, or until validation no longer gets better; returns the variables and their scores.
+
+    With patience they are those of the best epoch.
+    """
     splits, plan = experiment.splits, experiment.plan
     entry = experiment.network.entry
     prepare, transform = partial(preprocess, mode=entry.preprocess), predict.host_transform(entry, config.resize)
     eval_step = train.make_eval_step(classify.eval_fn(experiment.model, prepare, classify.cross_entropy), mesh)
-    settings = fit.Settings(config.batch_size, config.log_every, config.checkpoint_every)
+    settings = fit.Settings(config.batch_size, config.log_every, config.checkpoint_every, patience=config.patience)
     on_features = {phase.name for phase in config.phases if features is not None and uses_features(phase)}
     batches = partial(train_batches, config, experiment, features)
     for epoch in fit.epochs(plan, experiment.variables, batches, mesh, run, settings):
@@ -342,21 +346,10 @@ def fit_model(
         scores = classification.figures(train.evaluate(eval_step, epoch.variables, valid, mesh), "valid/")
         epoch.report(scores, best="valid/accuracy")
         variables, last = epoch.variables, epoch
-        if is_stale(config, run, epoch.phase, scores["valid/accuracy"]):
-            break
     if not config.patience:
         return variables, {**scores, "steps": last.step}
     step, variables = fit.best(plan, experiment.variables, mesh, run)
     return variables, {"valid/accuracy": best_accuracy(run, step), "steps": step}
-
-
-def is_stale(config: Config, run: report.Run, phase: str, accuracy: float) -> bool:
-    """Whether the last phase has gone on for ``patience`` epochs without a better validation accuracy."""
-    if not config.patience or phase != config.phases[-1].name:
-        return False
-    past = [line["valid/accuracy"] for line in run.records() if line.get("phase") == phase]
-    history = [*past, accuracy]
-    return len(history) - 1 - int(np.argmax(history)) >= config.patience
 
 
 def best_accuracy(run: report.Run, step: int) -> float:

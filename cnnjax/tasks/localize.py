@@ -29,8 +29,8 @@ def encode(boxes: Array, size: int) -> jax.Array:
 
 
 def decode(codes: Array, size: int) -> jax.Array:
-    """The inverse of ``encode``; a negative root counts as zero."""
-    sides = jnp.square(jnp.maximum(codes[..., 2:], 0))
+    """The inverse of ``encode``; roots count without their sign, so that no box stays empty for want of a gradient."""
+    sides = jnp.square(codes[..., 2:])
     return ops.cxcywh_to_xyxy(jnp.concatenate([codes[..., :2], sides], axis=-1) * size)
 
 
@@ -62,8 +62,11 @@ class Localizer(linen.Module):
         seen = pooled
         if self.box_maps is not None:
             last = [x for x in endpoints.values() if x.ndim == 4][-1]
-            seen = nn.relu(nn.Conv(self.box_maps, 1, name="box_reduce")(last)).reshape(pooled.shape[0], -1)
-        box = linen.Dense(4, bias_init=_middle, name="box")(seen)
+            seen = nn.relu(nn.Conv(self.box_maps, 1, name="box_reduce")(last))
+            # Scaled so that learning rates that suit the class head, which sees a mean, do not overshoot here.
+            seen = (seen / (seen.shape[1] * seen.shape[2]) ** 0.5).reshape(pooled.shape[0], -1)
+        # From zero: what a fresh kernel makes of thousands of inputs sends boxes out of the image.
+        box = linen.Dense(4, kernel_init=linen.initializers.zeros, bias_init=_middle, name="box")(seen)
         return logits, {**endpoints, "box": box.astype(jnp.float32)}
 
 

@@ -38,8 +38,13 @@ def _together(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def _rank(scores: Mapping[str, Any]) -> Any:
+    """Of equal scores the first is the best; Orbax, which only sorts, would take the last."""
+    return scores["score"], -scores.get("step", 0)
+
+
 class Checkpoints:
-    """The checkpoints of one run: the last ``keep_last`` and the best ``keep_best`` by score.
+    """The checkpoints of one run: the last ``keep_last`` and the best ``keep_best`` by score, of equal ones the first.
 
     Args:
       directory: made if it is missing.
@@ -53,14 +58,14 @@ class Checkpoints:
             [
                 preservation_policy.LatestN(keep_last),
                 preservation_policy.BestN(
-                    get_metric_fn=lambda scores: scores["score"],
+                    get_metric_fn=_rank,
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
                 ),
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda scores: scores["score"],
+            best_fn=_rank,
             preservation_policy=policy,
             enable_async_checkpointing=True,
         )
@@ -79,7 +84,7 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._check_room(step, state)
         with self._writing():
-            self.manager.save(step, args=args, metrics=None if score is None else {"score": score})
+            self.manager.save(step, args=args, metrics=None if score is None else {"score": score, "step": step})
 
     def restore(self, target: Callable[[int], PyTree]) -> tuple[int, PyTree] | None:
         """The newest checkpoint that reads back with the checksums it was written with, or None if there is none.

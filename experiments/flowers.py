@@ -215,18 +215,9 @@ def load_data(config: Config, network: predict.Network) -> catalog.Splits:
 
 def training_loss(config: Config, splits: catalog.Splits) -> classify.ExampleLoss:
     """Cross-entropy, smoothed and weighted as configured."""
-    weights = None
-    if config.class_weights:
-        counts = np.bincount(labels(splits.train), minlength=len(splits.train.classes))
-        weights = (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+    labels = sources.labels(splits.train) if config.class_weights else None
+    weights = None if labels is None else classify.balanced(labels, len(splits.train.classes))
     return classify.weighted(classify.smoothed(classify.cross_entropy, config.label_smoothing), weights)
-
-
-def labels(source: sources.Source) -> np.ndarray:
-    """The class of every example."""
-    if isinstance(source, sources.Arrays):
-        return source.labels
-    return np.array([source[i]["label"] for i in range(len(source))], np.int32)
 
 
 def augmentation(config: Config, network: predict.Network, classes: int) -> Callable[[Key, Batch], Batch]:
@@ -272,28 +263,17 @@ def cached_features(config: Config, experiment: Experiment, mesh: jax.sharding.M
     """What phases train on that ask for it, from the cache if it is there; None where none does, or memory is short."""
     if not any(uses_features(phase) for phase in config.phases):
         return None
-    network, entry = experiment.network, experiment.network.entry
-    prepare, transform = partial(preprocess, mode=entry.preprocess), predict.host_transform(entry, config.resize)
-    prepared = []
+    network, parts = experiment.network, []
+    transform = predict.host_transform(network.entry, config.resize)
     for part in (experiment.splits.train, experiment.splits.valid):
         if not isinstance(part, sources.Arrays):
             part = sources.in_memory_if_small(part, transform, config.in_memory_bytes)
         if not isinstance(part, sources.Arrays):
             print("the photos exceed --in-memory-bytes: the frozen base is computed again in each epoch")
             return None
-        prepared.append(part)
+        parts.append(part)
     folder = checksum.cache_folder() / "features"
-
-    def of(part: sources.Arrays) -> dict[str, np.ndarray]:
-        facts = f"{network.model!r} {entry.preprocess} {mesh.devices.flat[0].platform}"
-        path = folder / f"{transfer.fingerprint((network.variables, part.images), facts)}.npz"
-        batches = pipeline.eval_batches(part, config.batch_size)
-        found = transfer.cached(
-            path, lambda: transfer.features(network.model, network.variables, prepare, batches, mesh)
-        )
-        return {"features": found, "label": part.labels}
-
-    return Features(*map(of, prepared))
+    return Features(*(transfer.cached_features(folder, *network, part, config.batch_size, mesh) for part in parts))
 
 
 def train_batches(config: Config, experiment: Experiment, features: Features | None, step: int) -> Iterator[Batch]:

@@ -1,6 +1,7 @@
 """Kills a short run at random moments, resumes it, and compares it with the unbroken run, bit for bit.
 
     python tests/kills.py --kills 50
+    python tests/kills.py --kills 30 --script flowers --dataset FOLDER      # two phases; one sub-folder per class
 
 Every attempt is killed with SIGKILL after a random time unless it ends first; a run that ended is compared (all
 parameters, optimizer state and metrics.jsonl) and the next one starts. Takes about 10 s a kill on 2 CPU cores.
@@ -14,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -24,18 +27,19 @@ import tyro
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("--epochs", "2", "--batch-size", "64", "--log-every", "1", "--checkpoint-every", "3", "--ema-decay", "0.9")
+SMOKE = ("--smoke", "--random-crop", "0.5", "--checkpoint-every", "1", "--ema-decay", "0.9")
 
 
-def start(run_dir: Path, *flags: str, **environment: str) -> subprocess.Popen:
-    """Starts experiments/classify.py on digits; its output goes to log.txt beside the run folder."""
-    command = [sys.executable, str(ROOT / "experiments" / "classify.py"), "--run-dir", str(run_dir), *flags]
+def start(run_dir: Path, *flags: str, script: str = "classify", **environment: str) -> subprocess.Popen:
+    """Starts a script of experiments/; its output goes to a .log file beside the run folder."""
+    command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), "--run-dir", str(run_dir), *flags]
     with run_dir.with_name(f"{run_dir.name}.log").open("a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
 
 
-def run(run_dir: Path, *flags: str, **environment: str) -> None:
-    """Runs it to its end; CalledProcessError, with the log, if it fails."""
-    process = start(run_dir, *flags, **environment)
+def run(run_dir: Path, *flags: str, script: str = "classify", **environment: str) -> None:
+    """Runs it to its end; RuntimeError, with the log, if it fails."""
+    process = start(run_dir, *flags, script=script, **environment)
     if process.wait(timeout=600):
         raise RuntimeError(run_dir.with_name(f"{run_dir.name}.log").read_text()[-3000:])
 
@@ -73,6 +77,10 @@ class Config:
     """Kills in all."""
     seed: int = 0
     """Of the moments."""
+    script: Literal["classify", "flowers"] = "classify"
+    """Of experiments/: classify on digits, or flowers with random weights."""
+    dataset: str = "tf_flowers"
+    """For flowers."""
 
 
 def main(config: Config) -> None:
@@ -80,26 +88,30 @@ def main(config: Config) -> None:
     rng = random.Random(config.seed)
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/jax")
+        os.environ.setdefault("CNNJAX_CACHE", f"{folder}/cache")
+        flags = SHORT if config.script == "classify" else (*SMOKE, "--dataset", config.dataset)
         unbroken = Path(folder, "unbroken")
-        run(unbroken, *SHORT)
+        run(unbroken, *flags, script=config.script)
         started = time.perf_counter()
-        run(Path(folder, "warm"), *SHORT)
+        run(Path(folder, "warm"), *flags, script=config.script)
         duration = time.perf_counter() - started
         print(f"an unbroken run takes {duration:.1f} s", flush=True)
         kills = runs = 0
         while kills < config.kills:
             directory = Path(folder, f"run{runs}")
-            kills += kill_until_done(directory, duration, config.kills - kills, rng)
+            kills += kill_until_done(directory, flags, config.script, duration, config.kills - kills, rng)
             if found := differences(directory, unbroken):
                 sys.exit(f"after {kills} kills run {runs} differs: {found}")
             runs += 1
             print(f"{kills} kills, {runs} resumed runs, all identical to the unbroken one", flush=True)
 
 
-def kill_until_done(directory: Path, duration: float, most: int, rng: random.Random) -> int:
+def kill_until_done(
+    directory: Path, flags: Sequence[str], script: str, duration: float, most: int, rng: random.Random
+) -> int:
     """Starts a run again and again, at most ``most`` times killed, until it ends; returns the number of kills."""
     for kills in range(most + 1):
-        process = start(directory, *SHORT)
+        process = start(directory, *flags, script=script)
         try:
             status = process.wait(timeout=rng.uniform(0, duration) if kills < most else 600)
         except subprocess.TimeoutExpired:

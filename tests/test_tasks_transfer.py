@@ -129,6 +129,18 @@ def test_class_weights_scale_each_example_s_loss():
     )
 
 
+def test_balanced_weights_make_each_class_count_the_same(photos):
+    folder = sources.Folder.open(photos)
+    chosen = np.array([0, 1, 2, 3, 4, 5, 30, 31, 60])  # 6 blue, 2 green, 1 red
+    part = sources.Subset(folder, chosen)
+    labels = sources.labels(part)
+    assert labels.tolist() == [part[i]["label"] for i in range(9)] == [0] * 6 + [1] * 2 + [2]
+    weights = classify.balanced(labels, 3)
+    np.testing.assert_allclose(np.bincount(labels, weights[labels]), [3, 3, 3], rtol=1e-6)
+    arrays = sources.Arrays(np.zeros((9, 2, 2, 3), np.uint8), labels, folder.classes)
+    assert sources.labels(sources.Subset(arrays, chosen[:3])).tolist() == [0, 0, 0]
+
+
 # flowers.py
 
 

@@ -183,6 +183,15 @@ class Tfds:
             raise UserError(f"{self.name} is damaged ({reason}): delete its folder and prepare it again") from error
 
 
+def labels(source: Source) -> np.ndarray:
+    """The class of every example, int32 [n]; tfds data sets are read for it."""
+    if isinstance(source, Arrays | Folder):
+        return source.labels
+    if isinstance(source, Subset):
+        return labels(source.source)[source.indices]
+    return np.array([source[i]["label"] for i in range(len(source))], np.int32)
+
+
 def _read(source: Source, index: int) -> tuple[dict[str, Any] | None, str]:
     try:
         return source[index], ""

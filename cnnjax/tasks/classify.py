@@ -53,6 +53,12 @@ def weighted(loss: ExampleLoss, weights: Array | None) -> ExampleLoss:
     return weigh
 
 
+def balanced(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Weights [classes] for ``weighted`` by which each class counts the same; their mean over the examples is 1."""
+    counts = np.bincount(labels, minlength=classes)
+    return (counts.sum() / (classes * np.maximum(counts, 1))).astype(np.float32)
+
+
 def _call(model: linen.Module, variables: PyTree, batch: Batch, preprocess: Preprocess | None, **kwargs: Any) -> Any:
     """``model.apply`` on the images; on ``features``, where a batch has these, by ``model.from_pooled``."""
     if "features" in batch:

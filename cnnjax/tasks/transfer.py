@@ -5,6 +5,7 @@ images, keeps it on disk, and the frozen phase trains the head on it alone. ``cl
 batches: with ``image``, and with ``features``.
 """
 
+import functools
 import hashlib
 import os
 import zipfile
@@ -18,8 +19,11 @@ import jax
 import numpy as np
 
 from cnnjax import nn, optim, plot, report, sharding, train
+from cnnjax.data import pipeline
+from cnnjax.data.sources import Arrays
 from cnnjax.tasks.classify import Preprocess
 from cnnjax.types import Array, Batch, Key, PyTree, Schedule, UserError
+from cnnjax.weights import Published, preprocess
 
 NORMS = r"base/(.*/)?norm\d*/.*"
 
@@ -179,6 +183,27 @@ def fingerprint(trees: Sequence[Any], facts: str) -> str:
         total.update(f"{array.dtype} {array.shape}".encode())
         total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
+
+
+def cached_features(
+    folder: Path,
+    entry: Published,
+    base: linen.Module,
+    variables: PyTree,
+    images: Arrays,
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+) -> dict[str, np.ndarray]:
+    """``features`` of images as ``entry`` wants them prepared, and each one's ``label``; kept in ``folder``.
+
+    A file's name is the fingerprint of weights, images and preparation, so that no other features are ever taken.
+    """
+    facts = f"{base!r} {entry.preprocess} {mesh.devices.flat[0].platform}"
+    path = folder / f"{fingerprint((variables, images.images), facts)}.npz"
+    prepare = functools.partial(preprocess, mode=entry.preprocess)
+    batches = pipeline.eval_batches(images, batch_size)
+    found = cached(path, lambda: features(base, variables, prepare, batches, mesh))
+    return {"features": found, "label": images.labels}
 
 
 def cached(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:

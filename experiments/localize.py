@@ -9,7 +9,6 @@ exactly one object. First the new heads train over a frozen base, then all of th
 base's size; augmentation moves the boxes with the pixels. The test split is looked at once, at the end.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,10 +20,10 @@ import numpy as np
 import tyro
 
 from cnnjax import fit, optim, plot, report, sharding, train
-from cnnjax.data import annotations, augment, box_augment, box_host, pipeline
-from cnnjax.data.box_source import BoxSource, only
+from cnnjax.data import augment, box_augment, one_object, pipeline
+from cnnjax.data.one_object import Examples
 from cnnjax.tasks import classify, localize, predict, serve, transfer
-from cnnjax.types import Batch, Key, PyTree, UserError
+from cnnjax.types import Batch, Key, PyTree
 from cnnjax.weights import preprocess
 
 
@@ -51,20 +50,18 @@ class Config:
     """Of the cross-entropy; the box loss has the rest of 1."""
     frozen_epochs: int = 10
     """Passes with only the heads training."""
-    frozen_rate: float = 0.02
-    """Their learning rate, of SGD with a cosine."""
-    epochs: int = 40
+    epochs: int = 60
     """Passes with all of the network training."""
-    rate: float = 0.01
-    """Their learning rate, of SGD with a cosine."""
+    head_rate: float = 1e-3
+    """Learning rate of the heads, of AdamW with a cosine in each of both."""
+    base_rate: float = 3e-4
+    """Learning rate of the base, likewise."""
     norm_momentum: float | None = 0.9
     """Of BatchNorm's running statistics; None: the publisher's. At 0.99 they lag behind a short fine-tuning."""
     frozen_norms: bool = False
     """BatchNorm keeps the statistics of the published data."""
     batch_size: int = 16
     """Photos per step, over all devices."""
-    momentum: float = 0.9
-    """Of SGD."""
     weight_decay: float = 1e-4
     """On kernels."""
     clip_norm: float = 5.0
@@ -95,23 +92,6 @@ class Config:
 
 FREE = ("run_dir", "file", "checkpoint_every")
 SMOKE, SMOKE_PHOTOS = "mobilenet_v1_0.25_128.keras", 32
-SPLITS = {"train": ("train",), "valid": ("val", "valid"), "test": ("test",)}
-
-
-class Examples(NamedTuple):
-    """Photos of one size in memory, each with one object."""
-
-    images: np.ndarray
-    """uint8 [n, s, s, 3]."""
-    labels: np.ndarray
-    """int32 [n]."""
-    boxes: np.ndarray
-    """float32 [n, 4], xyxy in pixels."""
-    classes: tuple[str, ...]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """As batches have them."""
-        return {"image": self.images, "label": self.labels, "box": self.boxes}
 
 
 class Experiment(NamedTuple):
@@ -128,11 +108,10 @@ def resolve(config: Config) -> Config:
     """Checks what can be checked at once, and makes ``--smoke`` small."""
     report.check_ranges(
         config,
-        above_zero=("frozen_epochs", "frozen_rate", "epochs", "rate", "batch_size", "clip_norm", "log_every"),
+        above_zero=("frozen_epochs", "epochs", "head_rate", "base_rate", "batch_size", "clip_norm", "log_every"),
         from_zero=("weight_decay", "shift", "seed", "checkpoint_every"),
         below_one=(
             "class_weight",
-            "momentum",
             "norm_momentum",
             "zoom",
             "brightness",
@@ -147,61 +126,9 @@ def resolve(config: Config) -> Config:
 
 
 def load_data(config: Config, size: int) -> dict[str, Examples]:
-    """The splits: those that the data set names, else cut off, stratified and reproducibly.
-
-    Raises:
-      UserError: as ``annotations.open``; or a photo is in two splits.
-    """
-    splits = named_splits(config.dataset) or {"train": annotations.open(config.dataset)}
-    for part, split in splits.items():
-        print(f"{config.dataset}, {part}: {len(split.records)} photos, {len(split.faults)} faults in their labels")
-    parts: dict[Path, str] = {}
-    for part, split in splits.items():
-        for record in split.records:
-            if parts.setdefault(record.path, part) != part:
-                raise UserError(f"{record.path} is in the splits {parts[record.path]} and {part}: take it out of one")
-    found = {part: examples(config, only(split, 1), size) for part, split in splits.items()}
-    for part, fraction in (("test", config.test_fraction), ("valid", config.valid_fraction)):
-        if part not in found:
-            found["train"], found[part] = cut(found["train"], fraction)
-    return found
-
-
-def named_splits(dataset: Path) -> dict[str, annotations.Annotations]:
-    """The splits that a folder names, with the classes of its training split; none where it names no training split."""
-    found: dict[str, annotations.Annotations] = {}
-    for part, names in SPLITS.items() if dataset.is_dir() else ():
-        classes = found["train"].classes if found else None
-        for name in names:
-            with contextlib.suppress(annotations.NoSplitError):
-                found[part] = annotations.open(dataset, name, classes=classes)
-                break
-        if "train" not in found:
-            return {}
-    return found
-
-
-def examples(config: Config, chosen: annotations.Annotations, size: int) -> Examples:
-    """Photos squeezed to ``size``, in memory."""
-    source = BoxSource(chosen)
-    count = min(len(source), SMOKE_PHOTOS) if config.smoke else len(source)
-    moved, labels = [], []
-    for index in np.linspace(0, len(source) - 1, count).astype(int):
-        example = source[int(index)]
-        moved.append(box_host.squeeze(example["image"], example["boxes"], size)[:2])
-        labels.append(example["labels"][0])
-    images, boxes = (np.stack(parts) for parts in zip(*moved, strict=True))
-    return Examples(images, np.array(labels, np.int32), boxes[:, 0], tuple(chosen.classes))
-
-
-def cut(whole: Examples, fraction: float) -> tuple[Examples, Examples]:
-    """What is kept and a stratified ``fraction`` that is cut off, always the same."""
-    from sklearn.model_selection import train_test_split
-
-    indices = np.arange(len(whole.labels))
-    parts = train_test_split(indices, test_size=fraction, stratify=whole.labels, random_state=0)
-    kept, off = (Examples(*(x[part] for x in whole[:3]), whole.classes) for part in parts)
-    return kept, off
+    """The splits "train", "valid" and "test"; says how many photos there are, and how many faults in their labels."""
+    most = SMOKE_PHOTOS if config.smoke else None
+    return one_object.splits(config.dataset, size, config.test_fraction, config.valid_fraction, most)
 
 
 def build(config: Config) -> Experiment:
@@ -219,20 +146,27 @@ def build(config: Config) -> Experiment:
     def cosine(rate: float, epochs: int) -> Callable:
         return optim.warmup_cosine(rate, epochs * per_epoch)
 
-    moving = cosine(config.rate, config.epochs)
     norms = ((transfer.NORMS, None),) if config.frozen_norms else ()
     phases = (
         optim.Phase(
             "frozen",
             config.frozen_epochs * per_epoch,
-            ((heads, cosine(config.frozen_rate, config.frozen_epochs)), (r"base/.*", None)),
+            ((heads, cosine(config.head_rate, config.frozen_epochs)), (r"base/.*", None)),
         ),
-        optim.Phase("fine-tune", config.epochs * per_epoch, ((heads, moving), *norms, (r"base/.*", moving))),
+        optim.Phase(
+            "fine-tune",
+            config.epochs * per_epoch,
+            (
+                (heads, cosine(config.head_rate, config.epochs)),
+                *norms,
+                (r"base/.*", cosine(config.base_rate, config.epochs)),
+            ),
+        ),
     )
     plan = train.Plan(
         loss_fn=localize.loss_fn(model, size, config.box_loss, (config.class_weight, 1 - config.class_weight)),
         phases=phases,
-        optimizer=optim.sgd(config.momentum, config.weight_decay),
+        optimizer=optim.adamw(config.weight_decay),
         steps_per_epoch=per_epoch,
         seed=config.seed,
         augment=augmentation(config, network),

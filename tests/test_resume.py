@@ -13,6 +13,14 @@ import kills
 import pytest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_starts():
+    """All that one process compiles the next finds, small programs too, of which a start has a hundred."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """A short run that nobody disturbed."""

@@ -141,7 +141,7 @@ def build(config: Config) -> Experiment:
     fresh = jax.jit(model.init)(jax.random.key(config.seed), np.zeros((1, size, size, 3), np.float32))
     variables = {name: {**tree, "base": network.variables[name]} for name, tree in fresh.items()}
     per_epoch = pipeline.steps_per_epoch(len(data["train"].labels), config.batch_size)
-    heads = r"(head|box|box_reduce)/.*"
+    heads = r"(head|box|box_reduce|box_weight)/.*"
 
     def cosine(rate: float, epochs: int) -> Callable:
         return optim.warmup_cosine(rate, epochs * per_epoch)

@@ -4,6 +4,7 @@ import json
 import shutil
 import xml.etree.ElementTree as ET
 
+import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import localize as experiment
@@ -22,9 +23,7 @@ def test_codes_by_hand_and_back():
     codes = localize.encode(BOXES, 100)
     np.testing.assert_allclose(codes, [[0.3, 0.6, 0.4**0.5, 0.8**0.5], [0.5, 0.5, 1, 1]], rtol=1e-6)
     np.testing.assert_allclose(localize.decode(codes, 100), BOXES, atol=1e-4)
-    mirrored = localize.decode(
-        codes * np.array([1, 1, -1, -1]), 100
-    )  # roots without their sign: no box is ever empty for good
+    mirrored = localize.decode(codes * np.array([1, 1, -1, -1]), 100)  # roots count without their sign
     np.testing.assert_allclose(mirrored, BOXES, atol=1e-4)
 
 
@@ -58,10 +57,36 @@ def test_sums_by_hand():
 def test_both_heads_see_the_base(box_maps):
     model = localize.Localizer(models.create("resnet18", num_classes=None), 3, box_maps)
     tree = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
-    assert set(tree["params"]) == {"base", "head", "box"} | ({"box_reduce"} if box_maps else set())
+    assert set(tree["params"]) == {"base", "head", "box"} | ({"box_reduce", "box_weight"} if box_maps else set())
     logits, endpoints = jax.eval_shape(model.apply, tree, np.zeros((2, 64, 64, 3), np.float32))
     assert (logits.shape, endpoints["box"].shape) == ((2, 3), (2, 4))
-    assert tree["params"]["box"]["kernel"].shape[0] == (512 if box_maps is None else 2 * 2 * 8)
+    assert tree["params"]["box"]["kernel"].shape[0] == (512 if box_maps is None else 8)
+
+
+class Map(linen.Module):
+    """A base whose last map is the image."""
+
+    @linen.compact
+    def __call__(self, images, *, train=False):
+        return None, {"map": images, "pooled": images.mean((1, 2))}
+
+
+def test_the_box_is_told_by_the_places_that_count_as_seen_from_them():
+    model = localize.Localizer(Map(), 2, 1)
+    variables = model.init(jax.random.key(0), np.zeros((1, 4, 5, 1), np.float32))
+    fresh = model.apply(variables, np.random.default_rng(0).normal(size=(3, 4, 5, 1)).astype(np.float32))[1]["box"]
+    np.testing.assert_allclose(localize.decode(fresh, 100), [[25, 25, 75, 75]] * 3, atol=1e-3)  # whatever it sees
+    params = jax.tree.map(np.asarray, dict(variables["params"]))
+    params["box_reduce"] = {"kernel": np.ones((1, 1, 1, 1), np.float32), "bias": np.zeros(1, np.float32)}
+    params["box_weight"] = {"kernel": np.full((1, 1), 100, np.float32), "bias": np.zeros(1, np.float32)}
+    params["box"] = {**params["box"], "bias": np.array([0.6, 0.5, 0.3, 0.4], np.float32)}  # a tenth to the right
+    maps = np.zeros((3, 4, 5, 1), np.float32)
+    maps[0, 1, 3] = maps[1, 2, 0] = 1
+    maps[2, 0, 0] = maps[2, 3, 4] = 1  # two places that count the same
+    codes = model.apply({"params": params}, maps)[1]["box"]
+    middles = np.array([[3.5 / 5, 1.5 / 4], [0.5 / 5, 2.5 / 4], [0.5, 0.5]])
+    np.testing.assert_allclose(codes[:, :2], middles + np.array([0.1, 0]), atol=1e-6)
+    np.testing.assert_allclose(codes[:, 2:], [[0.3, 0.4]] * 3, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

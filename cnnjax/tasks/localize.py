@@ -39,9 +39,11 @@ class Localizer(linen.Module):
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 and the base's endpoints with
     ``box [n, 4]``, coded. The class head sees the globally averaged last maps. So does the box head with
-    ``box_maps=None``, as in the chapter; averaging forgets where things are, so by default it sees the last map, each
-    place reduced to ``box_maps`` by a 1×1 convolution. The parameters are ``base/…``, ``head/…``, ``box_reduce/…`` and
-    ``box/…``.
+    ``box_maps=None``, one dense layer as in the chapter. Averaging forgets where things are, so by default each place
+    of the last map, reduced to ``box_maps``, says by 1×1 convolutions where the box is as seen from it, and how much
+    that counts (a softmax over the places); the box is the weighted mean. What is learned of an object in one place so
+    serves in all others, which a few hundred photos need. The parameters are ``base/…``, ``head/…``, ``box_reduce/…``,
+    ``box_weight/…`` and ``box/…``.
     """
 
     base: linen.Module
@@ -59,15 +61,24 @@ class Localizer(linen.Module):
         _, endpoints = self.base(images, train=train)
         pooled = endpoints["pooled"]
         logits = nn.Head(self.num_classes, self.dropout, name="head")(pooled, train)
-        seen = pooled
-        if self.box_maps is not None:
-            last = [x for x in endpoints.values() if x.ndim == 4][-1]
-            seen = nn.relu(nn.Conv(self.box_maps, 1, name="box_reduce")(last))
-            # Scaled so that learning rates that suit the class head, which sees a mean, do not overshoot here.
-            seen = (seen / (seen.shape[1] * seen.shape[2]) ** 0.5).reshape(pooled.shape[0], -1)
         # From zero: what a fresh kernel makes of thousands of inputs sends boxes out of the image.
-        box = linen.Dense(4, kernel_init=linen.initializers.zeros, bias_init=_middle, name="box")(seen)
-        return logits, {**endpoints, "box": box.astype(jnp.float32)}
+        zeros = linen.initializers.zeros
+        if self.box_maps is None:
+            box = linen.Dense(4, kernel_init=zeros, bias_init=_middle, name="box")(pooled)
+            return logits, {**endpoints, "box": box.astype(jnp.float32)}
+        last = [x for x in endpoints.values() if x.ndim == 4][-1]
+        seen = nn.relu(nn.Conv(self.box_maps, 1, name="box_reduce")(last))
+        weight = linen.Dense(1, kernel_init=zeros, name="box_weight")(seen).astype(jnp.float32)
+        box = linen.Dense(4, kernel_init=zeros, bias_init=_middle, name="box")(seen).astype(jnp.float32)
+        box += _from_the_middle(*last.shape[1:3])
+        return logits, {**endpoints, "box": (jax.nn.softmax(weight, axis=(1, 2)) * box).sum((1, 2))}
+
+
+def _from_the_middle(height: int, width: int) -> np.ndarray:
+    """(x, y, 0, 0) of the centre of each place, in shares of the image, less the middle: float32 [height, width, 4]."""
+    y, x = ((np.arange(n, dtype=np.float32) + 0.5) / n - 0.5 for n in (height, width))
+    x, y = np.meshgrid(x, y)
+    return np.stack([x, y, np.zeros_like(x), np.zeros_like(x)], axis=-1)
 
 
 def _middle(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:

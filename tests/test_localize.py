@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import localize as experiment
 import numpy as np
+import predict
 import pytest
 from PIL import Image
 
 from cnnjax import models
-from cnnjax.tasks import localize
+from cnnjax.tasks import localize, serve
 from cnnjax.types import UserError
 
 BOXES = np.array([[10.0, 20.0, 50.0, 100.0], [0.0, 0.0, 100.0, 100.0]], np.float32)
@@ -122,6 +123,15 @@ def test_a_run_leaves_every_figure_and_goes_on(drawn, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert {"boxes.png", "curves.png", "metrics.jsonl"} <= {p.name for p in (tmp_path / "run").iterdir()}
     assert experiment.main(config) == summary
+
+    photo = drawn / "JPEGImages" / "0.png"
+    predict.main(predict.Config((str(photo),), run=tmp_path / "run", run_dir=tmp_path / "predicted"))
+    (said,) = json.loads((tmp_path / "predicted" / "predictions.json").read_text())["images"]
+    served = serve.load(tmp_path / "run", models.create)
+    image = served.card.transform()(np.asarray(Image.open(photo)))
+    (box,) = served.predict(served.variables, image[None])["boxes"]
+    np.testing.assert_allclose(said["box"], box / 128 * np.array([80, 60, 80, 60]), atol=0.06)  # pixels of the file
+    assert {p["name"] for p in said["predictions"]} == {"red", "blue"}
 
 
 def test_data_are_cut_reproducibly_and_boxes_follow_the_squeeze(drawn):

@@ -8,6 +8,7 @@ import jax
 import kills
 import numpy as np
 import pytest
+import transfer_cost
 from PIL import Image
 
 from cnnjax import checkpoint, models, optim, sharding, train
@@ -236,6 +237,13 @@ def test_a_run_that_dies_before_at_or_after_the_seam_of_its_phases_goes_on_bit_f
             run("dies", **options)
     _, folder = run("dies", **options)
     assert kills.differences(folder, unbroken) == []
+
+
+def test_a_step_over_the_frozen_base_is_cheap_and_an_epoch_on_features_cheaper(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))
+    found = transfer_cost.main(transfer_cost.Config(dataset=str(photos), rounds=3, steps=1, smoke=True))
+    assert found["ratio"] <= 0.45
+    assert found["epoch/features"] < found["step/fine-tune"]
 
 
 def test_flowers_refuses_what_cannot_be(run):

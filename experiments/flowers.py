@@ -149,6 +149,8 @@ def resolve(config: Config) -> Config:
     config = replace(config, phases=tuple(phase for phase in config.phases if phase.epochs))
     if not config.phases or config.random_crop > 1:
         raise UserError("--phases wants one phase with epochs at least, and --random-crop a share of 0 … 1")
+    if len(names := [phase.name for phase in config.phases]) > len(set(names)):
+        raise UserError(f"each phase wants a name of its own, got {', '.join(names)}")
     if config.smoke:
         phases = tuple(replace(phase, epochs=1) for phase in config.phases)
         config = replace(config, weights=SMOKE, file=None, phases=phases, batch_size=16, log_every=1)
@@ -254,14 +256,15 @@ class Features(NamedTuple):
     valid: dict[str, np.ndarray]
 
 
-def uses_features(phase: Phase) -> bool:
-    """Whether the phase may train on features instead of photos."""
-    return phase.train_from == "head" and phase.on_features
+def on_features(config: Config) -> frozenset[str]:
+    """Names of the phases that may train on features: of the base as published, so that none before may change it."""
+    frozen = itertools.takewhile(lambda phase: phase.train_from == "head", config.phases)
+    return frozenset(phase.name for phase in frozen if phase.on_features)
 
 
 def cached_features(config: Config, experiment: Experiment, mesh: jax.sharding.Mesh) -> Features | None:
     """What phases train on that ask for it, from the cache if it is there; None where none does, or memory is short."""
-    if not any(uses_features(phase) for phase in config.phases):
+    if not on_features(config):
         return None
     network, parts = experiment.network, []
     transform = predict.host_transform(network.entry, config.resize)
@@ -282,7 +285,7 @@ def train_batches(config: Config, experiment: Experiment, features: Features | N
     for phase, end in zip(config.phases, ends, strict=True):
         if step >= end:
             continue
-        if features is not None and uses_features(phase):
+        if features is not None and phase.name in on_features(config):
             stream = pipeline.array_batches(features.train, config.batch_size, config.seed, step)
         else:
             stream = photo_batches(config, experiment, step)
@@ -316,10 +319,9 @@ def fit_model(
     prepare, transform = partial(preprocess, mode=entry.preprocess), predict.host_transform(entry, config.resize)
     eval_step = train.make_eval_step(classify.eval_fn(experiment.model, prepare, classify.cross_entropy), mesh)
     settings = fit.Settings(config.batch_size, config.log_every, config.checkpoint_every, patience=config.patience)
-    on_features = {phase.name for phase in config.phases if features is not None and uses_features(phase)}
     batches = partial(train_batches, config, experiment, features)
     for epoch in fit.epochs(plan, experiment.variables, batches, mesh, run, settings):
-        if features is not None and epoch.phase in on_features:
+        if features is not None and epoch.phase in on_features(config):
             valid = pipeline.array_eval_batches(features.valid, config.batch_size)
         else:
             valid = pipeline.eval_batches(splits.valid, config.batch_size, transform=transform, threads=config.threads)

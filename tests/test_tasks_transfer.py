@@ -211,6 +211,14 @@ def kept_accuracy(folder):
     return float((said.argmax(-1) == source.labels).mean())
 
 
+def test_features_are_of_the_base_as_published():
+    def phase(name, train_from, on=True):
+        return flowers.Phase(name, 1, 0.1, 0.0, train_from, on)
+
+    phases = (phase("a", "head"), phase("b", "head", False), phase("c", "head"), phase("d", "all"), phase("e", "head"))
+    assert flowers.on_features(flowers.Config(phases=phases)) == {"a", "c"}  # at e the base is another
+
+
 class Crash(Exception):
     """The process dies, as far as the run folder can tell."""
 
@@ -249,6 +257,10 @@ def test_a_step_over_the_frozen_base_is_cheap_and_an_epoch_on_features_cheaper(p
 def test_flowers_refuses_what_cannot_be(run):
     with pytest.raises(UserError, match="--random-crop a share"):
         run(random_crop=1.5)
+    with pytest.raises(UserError, match="a name of its own, got x, x"):
+        run(phases=(flowers.Phase("x", 1, 0.1, 0.0, "head"), flowers.Phase("x", 1, 0.1, 0.0)))
+    with pytest.raises(UserError, match="one phase with epochs at least"):
+        run(phases=(flowers.Phase("x", 0, 0.1, 0.0),))
     with pytest.raises(UserError, match="train from head, all or a part"):
         run(phases=(flowers.Phase("x", 1, 0.1, 0.0, train_from="stage7"),))
 

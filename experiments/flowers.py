@@ -1,13 +1,13 @@
 """Transfer learning, the chapter's way: a published network under a new head learns to tell flowers apart.
 
     python experiments/flowers.py                                              # Xception: downloads 92 MB once
-    python experiments/flowers.py --weights mobilenet_v1_0.75_224.keras        # about 13 min on 2 CPU cores
+    python experiments/flowers.py --weights mobilenet_v1_0.75_224.keras --phases.0.rate 0.02 --phases.1.epochs 0
     python experiments/flowers.py --dataset path/to/folder                     # one sub-folder of photos per class
     python experiments/flowers.py --smoke                                      # random weights, nothing is downloaded
 
 First only the new head trains, on features of the frozen base that are computed once and kept in the cache; then all of
 the network, at a lower rate. The plan is printed, and drawn in plan.png, before anything trains. The test split is
-looked at once, at the end. The figures to expect are in the README.
+looked at once, at the end. The second command takes 16 s on 2 CPU cores; those with their figures are in the README.
 """
 
 import itertools

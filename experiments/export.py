@@ -48,8 +48,8 @@ TOLERANCE = 1e-4  # of probabilities: on CPUs, the forms of cnnjax.ops add up in
 
 def resolve(config: Config) -> Config:
     """Checks what can be checked at once."""
-    if unknown := sorted(set(config.platforms) - set(serve.PLATFORMS)) or not config.platforms:
-        raise UserError(f"--platforms are of {' '.join(serve.PLATFORMS)}; got {unknown or 'none'}")
+    if not config.platforms or not set(config.platforms) <= set(serve.PLATFORMS):
+        raise UserError(f"--platforms are of {', '.join(serve.PLATFORMS)}; got {', '.join(config.platforms) or 'none'}")
     if config.run and (config.smoke or config.file or config.resize):
         raise UserError("--run has a network and its way of resizing: leave out --file, --resize and --smoke")
     config = replace(config, weights=SMOKE, file=None) if config.smoke else config

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -39,16 +39,20 @@ class Phase:
     """0 leaves the phase out."""
     rate: float
     """Learning rate at the first step."""
-    decay: float
-    """Per step: the rate is rate / (1 + decay · step), as the chapter's optimizers have it."""
+    decay: float = 0.0
+    """Per step, with the schedule inverse."""
     train_from: str = "all"
     """head: only the new head trains; all; or the part of the base (printed with the plan) from which on it trains."""
     on_features: bool = True
     """With head: train on the base's features of the photos as they are, computed once. False: on augmented photos."""
+    base_factor: float = 1.0
+    """The base's rate is this times the head's."""
     layer_decay: float = 1.0
     """The rate of each part of the base is this times that of the part behind it."""
     frozen_norms: bool = False
     """BatchNorm keeps the statistics of the published data, and its scales."""
+    schedule: Literal["inverse", "cosine"] = "inverse"
+    """inverse: rate / (1 + decay · step), as the chapter's optimizers have it; cosine: half of one, down to 0."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def resolve(config: Config) -> Config:
     """Checks what can be checked at once, and makes ``--smoke`` small."""
     report.check_ranges(config, **RANGES)
     for phase in config.phases:
-        report.check_ranges(phase, above_zero=("rate", "layer_decay"), from_zero=("epochs", "decay"))
+        report.check_ranges(phase, above_zero=("rate", "base_factor", "layer_decay"), from_zero=("epochs", "decay"))
     config = replace(config, phases=tuple(phase for phase in config.phases if phase.epochs))
     if not config.phases or config.random_crop > 1:
         raise UserError("--phases wants one phase with epochs at least, and --random-crop a share of 0 … 1")
@@ -193,12 +197,16 @@ def build(config: Config) -> Experiment:
 
 def plan_phase(phase: Phase, stages: tuple[str, ...], per_epoch: int) -> optim.Phase:
     """The rules of ``optim`` for one phase."""
+    steps = phase.epochs * per_epoch
 
     def schedule(factor: float) -> Callable:
+        if phase.schedule == "cosine":
+            return optim.warmup_cosine(factor * phase.rate, steps)
         return optim.inverse_time_decay(factor * phase.rate, phase.decay)
 
-    rules = transfer.rules(stages, phase.train_from, schedule, phase.layer_decay, phase.frozen_norms)
-    return optim.Phase(phase.name, phase.epochs * per_epoch, rules)
+    factors = {"base_factor": phase.base_factor, "layer_decay": phase.layer_decay}
+    rules = transfer.rules(stages, phase.train_from, schedule, **factors, frozen_norms=phase.frozen_norms)
+    return optim.Phase(phase.name, steps, rules)
 
 
 def load_data(config: Config, network: predict.Network) -> catalog.Splits:

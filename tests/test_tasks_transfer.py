@@ -37,8 +37,9 @@ def test_stages_are_in_the_order_of_the_forward_pass():
 
 
 def test_rules_freeze_below_a_part_and_slow_down_towards_the_image():
-    def rates(train_from, layer_decay=1.0):
-        rules = transfer.rules(("a", "b", "c"), train_from, lambda factor: factor, layer_decay)
+    def rates(train_from, layer_decay=1.0, base_factor=1.0):
+        factors = {"base_factor": base_factor, "layer_decay": layer_decay}
+        rules = transfer.rules(("a", "b", "c"), train_from, lambda factor: factor, **factors)
         paths = ["head/dense/kernel", *(f"base/{name}/kernel" for name in "abc")]
         index = optim.match(paths, rules)
         return [rules[index[path]][1] for path in paths]
@@ -48,6 +49,8 @@ def test_rules_freeze_below_a_part_and_slow_down_towards_the_image():
     assert rates("b") == [1, None, 1, 1]
     assert rates("all", 0.5) == [1, 0.125, 0.25, 0.5]
     assert rates("c", 0.5) == [1, None, None, 0.5]
+    assert rates("b", base_factor=0.1) == [1, None, 0.1, 0.1]
+    assert rates("all", 0.5, base_factor=0.25) == [1, 0.03125, 0.0625, 0.125]
     with pytest.raises(UserError, match=r"head, all or a part of the base \(a, b, c\); got 'd'"):
         rates("d")
 
@@ -193,7 +196,7 @@ def test_flowers_trains_reports_and_goes_on(run, tmp_path, capsys):
 
 def test_flowers_with_every_augmentation_and_early_stop(run, tmp_path):
     on = {"random_crop": 0.5, "flip": True, "mixup": 0.2, "cutmix": 1.0, "brightness": 0.1, "class_weights": True}
-    phase = flowers.Phase("fine-tune", 2, 0.01, 0.0, train_from="block12", layer_decay=0.5)
+    phase = flowers.Phase("fine-tune", 2, 0.01, 0.0, train_from="block12", layer_decay=0.5, schedule="cosine")
     summary, folder = run(patience=1, ema_decay=0.5, phases=(phase,), **on)
     assert not (tmp_path / "cache" / "features").exists()  # a photo is never seen twice
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -209,6 +212,17 @@ def kept_accuracy(folder):
     source = flowers.load_data(flowers.resolve(config), predict.network(flowers.SMOKE, random=True)).test
     said = jax.jit(served.predict)(served.variables, source.images)["probabilities"]
     return float((said.argmax(-1) == source.labels).mean())
+
+
+def test_a_phase_s_rates_follow_its_schedule():
+    def rates(**options):
+        phase = flowers.plan_phase(flowers.Phase("x", 3, 0.1, 0.5, base_factor=0.2, **options), NAMES, per_epoch=5)
+        assert phase.steps == 15
+        head, base = (schedule for _, schedule in phase.rules)
+        return [[float(schedule(step)) for schedule in (head, base)] for step in (0, 7.5, 15)]
+
+    np.testing.assert_allclose(rates(), [[0.1, 0.02], [0.1 / 4.75, 0.02 / 4.75], [0.1 / 8.5, 0.02 / 8.5]], rtol=1e-6)
+    np.testing.assert_allclose(rates(schedule="cosine"), [[0.1, 0.02], [0.05, 0.01], [0, 0]], rtol=1e-6, atol=1e-9)
 
 
 def test_features_are_of_the_base_as_published():

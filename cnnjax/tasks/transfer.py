@@ -75,6 +75,8 @@ def rules(
     names: Sequence[str],
     train_from: str,
     schedule: Callable[[float], Schedule],
+    *,
+    base_factor: float = 1.0,
     layer_decay: float = 1.0,
     frozen_norms: bool = False,
 ) -> tuple[optim.Rule, ...]:
@@ -84,6 +86,7 @@ def rules(
       names: ``stages`` of the base.
       train_from: "head": the base is frozen; "all"; or the part from which on the base trains.
       schedule: factor → learning rate by step, that factor multiplied in.
+      base_factor: the rate of the base's last part is this, times ``layer_decay``, times the head's.
       layer_decay: each part's rate is this times that of the part behind it (Howard & Ruder 2018, sec. 3.2).
       frozen_norms: BatchNorm does not train, so that it uses, and keeps, its statistics of the published data.
 
@@ -95,15 +98,13 @@ def rules(
     first = {"head": len(names), "all": 0}.get(train_from, names.index(train_from) if train_from in names else 0)
     head: tuple[optim.Rule, ...] = ((r"head/.*", schedule(1.0)),)
     frozen = tuple((rf"base/{name}/.*", None) for name in names[:first])
-    moving = tuple(
-        (rf"base/{name}/.*", schedule(layer_decay ** (len(names) - i))) for i, name in enumerate(names) if i >= first
-    )
-    if not moving:
+    if first == len(names):
         return (*head, (r"base/.*", None))
     norms: tuple[optim.Rule, ...] = ((NORMS, None),) if frozen_norms else ()
     if layer_decay == 1:  # one group, one line in tables
-        return (*head, *norms, *frozen, (r"base/.*", schedule(1.0)))
-    return (*head, *norms, *frozen, *moving)
+        return (*head, *norms, *frozen, (r"base/.*", schedule(base_factor)))
+    factors = {names[i]: base_factor * layer_decay ** (len(names) - i) for i in range(first, len(names))}
+    return (*head, *norms, *frozen, *((rf"base/{name}/.*", schedule(factor)) for name, factor in factors.items()))
 
 
 def with_norm_momentum(base: linen.Module, momentum: float | None) -> linen.Module:

@@ -38,7 +38,7 @@ class Phase:
     epochs: int
     """0 leaves the phase out."""
     rate: float
-    """Learning rate at the first step."""
+    """Learning rate of the head at the first step."""
     decay: float = 0.0
     """Per step, with the schedule inverse."""
     train_from: str = "all"

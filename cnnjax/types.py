@@ -1,4 +1,4 @@
-"""Names that every module shares, and the conventions, stated once.
+"""Names that every module shares, the conventions, and the three contracts: Example, Backbone, Task.
 
 Images are NHWC: ``uint8 [n, h, w, c]`` on the host, float on the device. Kernels are HWIO. Boxes are
 ``float [n, 4]``, ``(x_min, y_min, x_max, y_max)`` in pixels. Ragged targets are padded and a ``mask``
@@ -7,8 +7,9 @@ batch at step s is a pure function of (seed, s). Everything under ``jax.jit`` ha
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,8 +17,80 @@ import numpy as np
 Array = jax.Array | np.ndarray
 PyTree = Any
 Key = jax.Array
-Batch = Mapping[str, Array]  # "image" [n, h, w, c], "label" [n], and in evaluation "mask" [n]
 Schedule = Callable[[Any], Any]  # step → learning rate
+
+Example = Mapping[str, Any]
+"""One example, a dict of arrays: ``image`` [h, w, c] and what its task needs, each field by one name everywhere.
+
+``label`` int32 []; ``boxes`` float32 [k, 4] xyxy in pixels with ``labels`` int32 [k] and ``box_mask`` bool [k], False
+where a row only fills up; ``segmentation`` uint8 or int32 [h, w]; ``instance_masks`` bool or uint8 [k, h, w].
+"""
+Batch = Mapping[str, Array]
+"""Examples with every field stacked; in evaluation also ``example_mask`` float32 [n], 0 on what only fills the last."""
+
+Sums = Mapping[str, Array]  # added over batches, divided last
+Rows = Mapping[str, Array]  # [n, …], a row per example, concatenated over batches
+Prediction = Mapping[str, Array]  # [n, …] of a batch; without the leading axis of one image
+
+LossFn = Callable[[PyTree, Batch, Key], tuple[Array, tuple[PyTree, Sums]]]
+"""(variables, batch, key) → (mean loss, (new model state, sums with their ``count``))."""
+
+
+class Backbone(Protocol):
+    """What detectors, segmenters and plots may ask of any classifier."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the paper's input."""
+
+    @property
+    def aux_weights(self) -> Mapping[str, float]:
+        """Endpoint with an auxiliary head's logits → its weight in the loss; empty where there are none."""
+
+    @property
+    def strides(self) -> Mapping[str, int]:
+        """Endpoint that is a feature map → its total stride in pixels, from shallow to deep."""
+
+
+class Picture(NamedTuple):
+    """An image with what is to be drawn on it; ``plot.pictures`` draws it.
+
+    Attributes:
+      image: [h, w, 1 | 3], uint8 or float in 0 … 1.
+      title: lines above it.
+      boxes: [k, 4], xyxy in pixels.
+      names: of the boxes, [k].
+      colors: of the boxes, [k]: equal numbers have the same color.
+    """
+
+    image: np.ndarray
+    title: str = ""
+    boxes: np.ndarray = np.zeros((0, 4), np.float32)
+    names: tuple[str, ...] = ()
+    colors: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What ``fit``, ``serving`` and the scripts know of a task: a record of functions, made for one model.
+
+    Attributes:
+      loss_fn: the training loss.
+      eval_fn: (variables, batch with uint8 images and ``example_mask``) → (sums, rows).
+      figures: (sums, rows) → flat figures; training has no rows, and the figures that need them are then left out.
+      predict: (variables, uint8 images [n, h, w, c]) → dict of arrays [n, …].
+      describe: prediction of one image → what JSON says of it.
+      draw: (example, prediction of it) → picture; the truth is drawn where the example has it.
+      best: the figure by which validation ranks checkpoints, the higher the better.
+    """
+
+    loss_fn: LossFn
+    eval_fn: Callable[[PyTree, Batch], tuple[Sums, Rows]]
+    figures: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[str, float]]
+    predict: Callable[[PyTree, Array], dict[str, Array]]
+    describe: Callable[[Prediction], dict[str, Any]]
+    draw: Callable[[Example, Prediction], Picture]
+    best: str
 
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})

@@ -1,0 +1,48 @@
+"""Files that are whole or absent: written under a temporary name, flushed to the disk, then renamed."""
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
+    """A binary file that gets the name ``path`` when the block ends without an exception; else nothing changes.
+
+    A reader, or a crash, finds the old file or the new one. Processes and threads that write the same path at once do
+    not disturb each other: the last to end wins.
+
+    Args:
+      path: in a folder that exists.
+      sync: wait until the bytes are on the disk, so that the file also survives a loss of power.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes ``content``, all or nothing."""
+    with writing(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes ``content`` as UTF-8, all or nothing."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` as indented JSON, all or nothing."""
+    write_text(path, json.dumps(content, indent=2))

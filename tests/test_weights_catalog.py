@@ -7,11 +7,12 @@ from urllib.parse import urlparse
 import keras
 import numpy as np
 import pytest
+from published import create
 
 from cnnjax import weights
 from cnnjax.types import UserError
-from cnnjax.weights import download
-from cnnjax.weights.catalog import published
+from cnnjax.weights.hub import download, labels
+from cnnjax.weights.hub.catalog import published
 
 ENTRIES = published()
 HOSTS = {"storage.googleapis.com", "download.pytorch.org", "huggingface.co", "github.com"}
@@ -40,7 +41,7 @@ def test_entries():
         assert url.netloc in HOSTS
         assert 40 < entry.top1 < entry.top5 < 100
         assert entry.image_size < entry.resize
-        assert entry.classes == len(weights.labels.imagenet_classes())
+        assert entry.classes == len(labels.imagenet_classes())
         assert tag.startswith(entry.model.removesuffix("_v1").removesuffix("_bn").removesuffix("_torchvision"))
         assert download.by_file_name(entry.file) is entry
     assert download.by_file_name("model.safetensors") is None
@@ -49,9 +50,9 @@ def test_entries():
 def test_models():
     """Their images have the paper's size but where weights for several were published."""
     for tag, entry in ENTRIES.items():
-        model = entry.create(dtype=np.float16)
+        model = create(entry, dtype=np.float16)
         assert (model.num_classes, model.dtype) == (1000, np.float16)
-        assert entry.create(num_classes=None).num_classes is None
+        assert create(entry, num_classes=None).num_classes is None
         if "mobilenet" not in tag and tag != "seresnet50.timm_a3":
             assert model.image_shape == (entry.image_size, entry.image_size, 3)
 
@@ -59,7 +60,7 @@ def test_models():
 def test_layouts():
     """Each model knows its publisher's layout, and is what that layout asks for."""
     for tag, entry in ENTRIES.items():
-        model, publisher = entry.create(), tag.rpartition(".")[2].partition("_")[0]
+        model, publisher = create(entry), tag.rpartition(".")[2].partition("_")[0]
         names = {publisher, "keras.io" if publisher == "keras" else "torch"}
         fitting = [
             name

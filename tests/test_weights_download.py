@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from cnnjax.types import UserError
-from cnnjax.weights import checksum, download
-from cnnjax.weights.catalog import Published
+from cnnjax.weights.hub import checksum, download
+from cnnjax.weights.hub.catalog import Published
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -314,7 +314,7 @@ def test_two_at_once(server, capfd):
 
 PROGRAM = """
 import sys
-from cnnjax.weights import catalog, download
+from cnnjax.weights.hub import catalog, download
 entry = ("resnet18.test", "resnet18", sys.argv[1], "weights.bin", "", 224, 256, "bilinear", "tf", 0.0, 0.0)
 download.cached(catalog.Published(*entry))
 """
@@ -346,7 +346,7 @@ def test_process_that_is_killed(server, tmp_path):
 def test_no_space(server, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 << 20))
-    with pytest.raises(UserError, match=r"no space for weights.bin: 2.9 MiB .* has 2.0 free"):
+    with pytest.raises(UserError, match=r"no space for weights.bin: another 2.9 MiB .* has 2.0 free"):
         download.cached(entry(server))
 
 
@@ -371,6 +371,6 @@ def test_cache_folder(monkeypatch, tmp_path):
         monkeypatch.delenv("CNNJAX_CACHE", raising=False)
         if value is not None:
             monkeypatch.setenv("CNNJAX_CACHE", value)
-        assert download.cache_folder() == tmp_path / ".cache" / "cnnjax" / "weights"
+        assert checksum.cache_folder() == tmp_path / ".cache" / "cnnjax" / "weights"
     monkeypatch.setenv("CNNJAX_CACHE", "~/here")
-    assert download.cache_folder() == tmp_path / "here"
+    assert checksum.cache_folder() == tmp_path / "here"

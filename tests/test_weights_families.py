@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from published import create
 
 from cnnjax import models, weights
 from cnnjax.types import UserError
@@ -47,7 +48,7 @@ def test_every_array_has_a_place_of_its_own_in_the_publishers_file_and_every_rul
 @pytest.mark.parametrize("tag", weights.published())
 def test_a_published_file_has_rules_that_the_catalogs_model_agrees_with(tag):
     entry = weights.published()[tag]
-    model = entry.create()
+    model = create(entry)
     by_keras = tag.endswith(".keras")
     known = [layout for label, layout in model.layouts.items() if label.startswith("keras") == by_keras]
     assert any(agrees(model, layout) for layout in known)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cnnjax.types import UserError
-from cnnjax.weights.labels import decode_predictions, imagenet_classes, imagenet_index
+from cnnjax.weights.hub.labels import decode_predictions, imagenet_classes, imagenet_index
 
 
 def test_the_index_is_keras(shared):

@@ -1,7 +1,7 @@
-"""Published weights: read from files of Keras, torch and others, matched with our models, prepared for.
+"""Weights of networks: published ones and files of Keras, torch and others, loaded into the variables of a model.
 
-``load`` gives a model's variables, ``save`` writes them; ``published`` lists what can be had by a tag; ``preprocess``
-makes pixels what a network expects, ``decode_predictions`` names what it says.
+``load`` gives the variables, ``save`` writes them; ``published`` lists the files that can be downloaded; ``preprocess``
+prepares images for a published network, ``decode_predictions`` gives the names of the classes that it predicts.
 """
 
 import difflib
@@ -12,10 +12,11 @@ import flax.linen as linen
 import numpy as np
 
 from cnnjax.types import Key, PyTree, UserError
-from cnnjax.weights import download, loading, saving
-from cnnjax.weights.catalog import Published, published
-from cnnjax.weights.labels import decode_predictions
-from cnnjax.weights.preprocess import preprocess
+from cnnjax.weights import loading, saving
+from cnnjax.weights.hub import download
+from cnnjax.weights.hub.catalog import Published, published
+from cnnjax.weights.hub.labels import decode_predictions
+from cnnjax.weights.hub.preprocess import preprocess
 
 __all__ = ["Published", "decode_predictions", "load", "preprocess", "published", "save"]
 
@@ -31,32 +32,33 @@ def load(
     key: Key | None = None,
     reverse_channels: bool = False,
 ) -> PyTree:
-    """The variables of ``model`` (``params`` and, with BatchNorm, ``batch_stats``) with published weights.
+    """The variables of ``model`` (``params`` and, with BatchNorm, ``batch_stats``) with the weights of a file.
 
-    Every array of the file is used once and every one of the model filled once, or an error lists what is not. Where
-    the publisher's layout differs, it is converted exactly for inference: the bias of a convolution before BatchNorm
-    goes into the mean, another epsilon into the variance. Weights of auxiliary heads are left out if the model has
-    none, those of the head if ``model.num_classes`` is None.
+    Every array of the file is used once and every array of the model is filled once, or an error lists those that are
+    not. Other publishers' layouts are converted exactly for inference: the bias of a convolution before BatchNorm goes
+    into the mean, another epsilon into the variance. Weights of auxiliary heads are left out if the model has none,
+    those of the head if ``model.num_classes`` is None.
 
     Args:
-      source: a tag of ``published()``, which is downloaded unless the cache has it, or a file: Keras' ``.h5``,
-        ``.weights.h5``, ``.keras``; ``.safetensors``; torch's ``.pth``; ``.npz``; or a folder by Orbax, such as a run
-        of ``experiments/``, whose newest checkpoint counts. What it is is told from the content. torch's files are
-        read without running what they ask for: tensors and plain containers only. A file by a published name must be
-        the published one.
-      model: a module of ``models``: the layers, strides and paddings of the publisher, ``published()[tag].create()``.
-      image_size: of the images where layers depend on it: height and width, or (height, width), or with the channels;
-        default: the model's own ``image_shape``.
-      head: "new" starts a new last layer (and those of auxiliary heads), whatever the file has by the publisher's name
-        of it, if anything.
-      key: from which a new head is drawn (default: ``jax.random.key(0)``).
-      reverse_channels: turns round the input of the first convolution: weights for BGR images then take RGB.
+      source: a tag of ``published()``, whose file is downloaded unless the cache has it; or a file: Keras' ``.h5``,
+        ``.weights.h5``, ``.keras``; ``.safetensors``; torch's ``.pth``; ``.npz``; or a folder that Orbax wrote, such as
+        a run of ``experiments/``, from which the newest checkpoint is taken. The format is told from the content.
+        torch's files are read without running any code that they name: tensors and plain containers only. A file with
+        the name of a published one must have its checksum.
+      model: has the layers, strides and paddings that the publisher's network has; for a tag, the model and the fields
+        that ``published()[tag]`` names.
+      image_size: pixels of the images, where the shapes of layers depend on them: a number for height and width, or
+        (height, width), or (height, width, channels); default: ``model.image_shape``.
+      head: "strict" takes the head from the file; "new" draws the last layer (and those of auxiliary heads) anew,
+        whether the file has one or not.
+      key: random key from which a new head is drawn (default: ``jax.random.key(0)``).
+      reverse_channels: reverses the input channels of the first convolution: weights for BGR images then take RGB.
 
     Returns:
-      Arrays of JAX on the default device, float32 as the model's parameters.
+      Arrays of JAX on the default device, of the types of the model's parameters (float32).
 
     Raises:
-      UserError: what is wrong with the file, with the download, or between file and model, with both sides.
+      UserError: the file is damaged, cannot be downloaded, or does not fit the model; the message has both sides.
     """
     if head not in ("strict", "new"):
         raise UserError(f'head is "strict" or "new", got {head!r}')
@@ -71,6 +73,7 @@ def load(
 
 
 def _image_shape(model: linen.Module, size: int | tuple[int, ...] | None) -> tuple[int, int, int]:
+    """Height, width and channels; UserError if ``size`` does not say them."""
     own = model.image_shape
     given = own if size is None else tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(given) not in (2, 3) or not all(isinstance(n, int | np.integer) and n > 0 for n in given):
@@ -79,11 +82,11 @@ def _image_shape(model: linen.Module, size: int | tuple[int, ...] | None) -> tup
 
 
 def _path(source: str | Path) -> Path:
-    """The file, downloaded if need be, checked if its name is a published one's."""
+    """The path of the file: downloaded for a tag, verified if it has the name of a published file."""
     known, path = published(), Path(source)
     try:
         exists = path.exists()
-    except OSError:  # a name longer than any file's
+    except OSError:  # a name too long for a file
         exists = False
     if isinstance(source, str) and source in known:
         if exists:

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 import torch
+from published import create
 from torch import nn
 
 from cnnjax import weights
-from cnnjax.weights.catalog import published
+from cnnjax.weights.hub.catalog import published
 
 ENTRIES = published()
 TORCHVISION = {tag: entry for tag, entry in ENTRIES.items() if ".torchvision" in tag}
@@ -21,7 +22,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def parameters(entry):
     size = entry.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    params = jax.eval_shape(entry.create().init, jax.random.key(0), image)["params"]
+    params = jax.eval_shape(create(entry).init, jax.random.key(0), image)["params"]
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
@@ -90,5 +91,5 @@ def test_timm(timm, tag):
         peer = timm.create_model(name)
     assert parameters(entry) == sum(p.numel() for p in peer.parameters())
     norms = [module for module in peer.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert {norm.eps for norm in norms} == {entry.create().epsilon}
-    assert {1 - norm.momentum for norm in norms} == {entry.create().momentum}
+    assert {norm.eps for norm in norms} == {create(entry).epsilon}
+    assert {1 - norm.momentum for norm in norms} == {create(entry).momentum}

@@ -1,4 +1,4 @@
-"""ImageNet's 1000 classes: from what a network says to WordNet ids and names."""
+"""ImageNet's 1000 classes: WordNet ids and names for the scores of a network."""
 
 import functools
 import importlib.resources
@@ -12,18 +12,18 @@ from cnnjax.types import Array, UserError
 
 
 class Prediction(NamedTuple):
-    """One class that a network sees in an image."""
+    """One class that a network predicts for an image, with its score."""
 
     wnid: str
     """WordNet id, such as ``n02124075``."""
     name: str
-    """Such as ``Egyptian_cat``. Two names stand for two classes each: crane and maillot."""
+    """Name, such as ``Egyptian_cat``. Two names stand for two classes each: crane and maillot."""
     score: float
 
 
 @functools.cache
 def imagenet_classes() -> tuple[tuple[str, str], ...]:
-    """(WordNet id, name) of the 1000 classes, in the order that published networks have them."""
+    """(WordNet id, name) of the 1000 classes, in the order of published networks' logits."""
     text = importlib.resources.files(__package__).joinpath("imagenet_class_index.json").read_text()
     index = json.loads(text)
     return tuple((wnid, name) for wnid, name in (index[str(i)] for i in range(len(index))))
@@ -31,25 +31,35 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
 
 @functools.cache
 def imagenet_index() -> dict[str, int]:
-    """WordNet id → place among the 1000 classes."""
+    """WordNet id → index among the 1000 classes."""
     return {wnid: index for index, (wnid, _) in enumerate(imagenet_classes())}
 
 
 def decode_predictions(probabilities: Array, top: int = 5) -> list[list[Prediction]]:
-    """The ``top`` classes of each image with their names, the highest score first; of equal ones the first class.
+    """The ``top`` classes of each image with their names, the highest score first; among equal scores, the first class.
 
     Args:
-      probabilities: [n, 1000]. Scores are given back as they are: for shares of 1 apply a softmax to logits before.
-      top: 1 … 1000.
+      probabilities: [n, 1000]. The scores are returned unchanged: apply a softmax to logits before, if they are to add
+        up to 1.
+      top: number of classes per image, 1 … 1000.
 
     Raises:
-      UserError: not [n, 1000], not finite, or an impossible ``top``.
+      UserError: the shape is not [n, 1000], a score is not finite, or ``top`` is out of range.
     """
     return best(probabilities, imagenet_classes(), top)
 
 
 def best(probabilities: Array, classes: Sequence[tuple[str, str]], top: int) -> list[list[Prediction]]:
-    """``decode_predictions`` for other classes: (id, name) each."""
+    """The ``top`` classes of each image, as ``decode_predictions`` gives them, for other classes.
+
+    Args:
+      probabilities: [n, len(classes)].
+      classes: (id, name) of each class.
+      top: number of classes per image, 1 … len(classes).
+
+    Raises:
+      UserError: as ``decode_predictions``.
+    """
     scores = np.asarray(probabilities, np.float64)
     if scores.ndim != 2 or scores.shape[1] != len(classes):
         raise UserError(

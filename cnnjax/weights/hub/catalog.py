@@ -1,6 +1,6 @@
-"""The published weights that our models can take: where they lie, what their images must look like, how good they are.
+"""Catalog of published weights for our models: URL and checksum, preparation of images, accuracy.
 
-Figures are percent of ImageNet's 50,000 validation images, one crop, as ``source`` says; none was measured by us.
+Accuracies are percent of ImageNet's 50,000 validation images, one crop, as ``source`` states them; we measured none.
 """
 
 import functools
@@ -10,62 +10,54 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-import flax.linen as linen
-
-from cnnjax import models
-
 
 @dataclass(frozen=True)
 class Published:
     """A file of weights that its publisher offers for download."""
 
     tag: str
-    """Our model and the publisher, such as ``resnet50.keras``."""
+    """Name of the entry: our model and the publisher, such as ``resnet50.keras``."""
     model: str
-    """A name of ``models.names()``."""
+    """Name of our model, one of ``models.names()``."""
     url: str
     file: str
-    """Its name in the cache, and the publisher's own unless that says nothing."""
+    """Name in the cache: the publisher's own, unless that says nothing."""
     source: str
-    """Who states the figures, and of what."""
+    """Publication that states the accuracy."""
     image_size: int
     """Height and width of the model's images in pixels."""
     resize: int
-    """Pixels of the shorter side before the centre crop. Keras' publishers state none: there, the crop is 7/8 of it."""
+    """Pixels of the shorter side before the center crop. Keras states none: there, the crop is 7/8 of it."""
     resample: Literal["bilinear", "bicubic"]
     preprocess: Literal["tf", "torch", "caffe"]
     """Mode of ``weights.preprocess``."""
     top1: float
-    """Percent."""
+    """Top-1 accuracy, percent."""
     top5: float
-    """Percent."""
+    """Top-5 accuracy, percent."""
     classes: int = 1000
-    """All have ImageNet's, in the order of ``imagenet_class_index.json``."""
+    """Number of classes: ImageNet's, in the order of ``imagenet_class_index.json``."""
     sha256: str | None = None
-    """In hexadecimal, or how it begins where the publisher states no more."""
+    """Checksum in hexadecimal, or its beginning where the publisher states no more."""
     md5: str | None = None
-    """Where the publisher states this instead."""
+    """Checksum in hexadecimal, where the publisher states this one."""
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Fields of our model with which it computes what the publisher's does."""
+    """Fields of our model with which it computes the same as the publisher's."""
 
     def __post_init__(self) -> None:
-        # ``published`` gives the same entries each time.
+        # Read-only, because every call of ``published`` gives the same entries.
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
-
-    def create(self, **overrides: Any) -> linen.Module:
-        """The model for these weights; ``overrides`` as in ``models.create``."""
-        return models.create(self.model, **{"num_classes": self.classes, **self.fields, **overrides})
 
     @property
     def digest(self) -> str | None:
-        """The checksum to hold it against, or how that begins: ``sha256:…`` or ``md5:…``; None if nobody states one."""
+        """The checksum, or its beginning: ``sha256:…`` or ``md5:…``; None if the publisher states none."""
         if self.sha256:
             return f"sha256:{self.sha256}"
         return f"md5:{self.md5}" if self.md5 else None
 
 
 def published() -> dict[str, Published]:
-    """Every entry by its tag, sorted."""
+    """All entries by tag, sorted."""
     return dict(_entries())
 
 
@@ -97,7 +89,7 @@ _KERAS_SOURCE = "table of keras.io/api/applications"
 _INCEPTION_RESNET_V2 = ("inception_resnet_v2", "inception_resnet_v2/inception_resnet_v2")
 _KERAS_INCEPTION_V3 = {"aux": False, "count_include_pad": False, "momentum": 0.99}
 
-# Our model, folder and beginning of the file's name; pixels, preprocess; top-1, top-5; MD5.
+# Our model; folder and beginning of the file's name; image size; preprocess; top-1; top-5; MD5.
 _KERAS: tuple[tuple[Any, ...], ...] = (
     ("vgg16", "vgg16/vgg16", 224, "caffe", 71.3, 90.1, "64373286793e3c8b2b4e3219cbf3544b"),
     ("vgg19", "vgg19/vgg19", 224, "caffe", 71.3, 90.0, "cbe5617147190e668d6c5d5026f83318"),
@@ -117,8 +109,8 @@ def _keras_files() -> Iterator[Published]:
         yield _keras(model, f"{stem}_weights_tf_dim_ordering_tf_kernels.h5", *rest, md5=md5, fields=fields)
 
 
-# Width → pixels → top-1 and top-5. Keras states figures for width 1 at 224 only; the others are those of the TensorFlow
-# checkpoints that its files were translated from, of June 2017 (v1) and 2018 (v2).
+# Width → image size → top-1 and top-5. Keras states figures for width 1 at 224 only; the others are those of the
+# TensorFlow checkpoints of June 2017 (v1) and 2018 (v2), from which its files were translated.
 _Figures = dict[float, dict[int, tuple[float, float]]]
 _MOBILENET_V1: _Figures = {
     1.0: {224: (70.4, 89.5), 192: (69.3, 88.9), 160: (67.2, 87.5), 128: (64.1, 85.3)},
@@ -136,7 +128,7 @@ _MOBILENET_V2: _Figures = {
 }
 _CHECKPOINTS = "tensorflow/models, slim/nets: of the checkpoint that the file was translated from"
 _TENTHS = {1.0: "1_0", 0.75: "7_5", 0.5: "5_0", 0.25: "2_5"}
-# Keras states no checksums of these. This one is computed from a file that predicts as it should.
+# Keras states no checksums of these files; this one was computed from a file whose predictions are right.
 _COMPUTED = {"mobilenet_v1_0.75_224": "ae59f6e86edc054f4200fa4d04ae5d8559ca322f391b0aedac4eb9bec21c8f6e"}
 
 
@@ -155,10 +147,10 @@ def _keras_mobilenets() -> Iterator[Published]:
                 yield _keras(model, path, size, "tf", top1, top5, tag=tag, source=source, **more)
 
 
-# What computes as torch's ports of networks from TensorFlow, where our defaults are Keras'.
+# Fields of torch's ports of networks from TensorFlow; our defaults are Keras'.
 _TORCH = {"padding": 1, "epsilon": 1e-5, "momentum": 0.9}
 
-# Tag, file, pixels of the shorter side, top-1, top-5. A name ends with the beginning of the file's SHA-256.
+# Tag; file, whose name ends with the beginning of its SHA-256; pixels of the shorter side; top-1; top-5.
 _TORCHVISION: tuple[tuple[Any, ...], ...] = (
     ("alexnet.torchvision", "alexnet-owt-7be5be79.pth", 256, 56.522, 79.066),
     ("vgg16.torchvision", "vgg16-397923af.pth", 256, 71.592, 90.382),
@@ -176,14 +168,14 @@ _TORCHVISION: tuple[tuple[Any, ...], ...] = (
     ("mobilenet_v2.torchvision", "mobilenet_v2-b0353104.pth", 256, 71.878, 90.286),
     ("mobilenet_v2.torchvision_v2", "mobilenet_v2-7ebf99e0.pth", 232, 72.154, 90.822),
 )
-# GoogLeNet's auxiliary heads in the file were never trained.
+# The auxiliary heads in GoogLeNet's file were never trained.
 _TORCHVISION_FIELDS: dict[str, dict[str, Any]] = {"googlenet": {"aux": False}, "mobilenet_v2": _TORCH}
 
 
 def _torchvision_files() -> Iterator[Published]:
     for tag, file, resize, top1, top5 in _TORCHVISION:
         name = tag.partition(".")[0]
-        # torchvision's own models of these two turn what is prepared as "torch" into "tf" (transform_input).
+        # torchvision's own models of these two turn images prepared as "torch" into "tf" (transform_input).
         preprocess: Literal["tf", "torch"] = "tf" if name in ("googlenet", "inception_v3") else "torch"
         yield Published(
             tag=tag,
@@ -202,7 +194,7 @@ def _torchvision_files() -> Iterator[Published]:
         )
 
 
-# Tag; timm's name; pixels, shorter side, top-1, top-5.
+# Tag; timm's name; image size; pixels of the shorter side; top-1; top-5.
 _TIMM: tuple[tuple[Any, ...], ...] = (
     ("resnet18.timm", "resnet18.a1_in1k", 224, 235, 71.504, 90.086),
     ("resnet34.timm", "resnet34.a1_in1k", 224, 235, 76.420, 92.896),
@@ -224,7 +216,7 @@ _TIMM_FIELDS: dict[str, dict[str, Any]] = {
     "mobilenet_v1.timm": _TORCH,
     "mobilenet_v1_1.25.timm": {"width": 1.25, **_TORCH},
 }
-# timm puts a hash into these names too, but does not check it, so neither do we.
+# These names end with a hash too, but timm does not verify it, so neither do we.
 _TIMM_RELEASES = {
     "senet154.timm": "v0.1-weights/legacy_senet154-e9eb9fe6.pth",
     "xception.timm": "v0.1-cadene/xception-43020ad28.pth",

@@ -1,7 +1,7 @@
-"""Published files, fetched into a cache: resumed after a break, held against their checksum, put in place whole.
+"""Downloads of published files into the cache: resumed where they broke off, verified, and renamed when whole.
 
-The cache is ``$CNNJAX_CACHE``, else ``~/.cache/cnnjax/weights``. While a file is fetched it is called ``….part``;
-``….part.json`` beside it says which version of the file it is the beginning of.
+While a file is downloaded it is called ``….part``; ``….part.json`` beside it names the version of the file that it is
+the beginning of.
 """
 
 import base64
@@ -22,16 +22,16 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from cnnjax import atomic
 from cnnjax.types import UserError
-from cnnjax.weights import checksum
-from cnnjax.weights.catalog import Published, published
-from cnnjax.weights.checksum import cache_folder
+from cnnjax.weights.hub import checksum
+from cnnjax.weights.hub.catalog import Published, published
 
 TRIES = 5
 WAIT = 1.0  # seconds before the second try, twice as many before each further one
 TIMEOUT = 30.0  # seconds without an answer
 CHUNK = 1 << 20  # bytes
-_LATER = {408, 416, 425, 429, 500, 502, 503, 504}  # HTTP: may go well later
+_RETRIED = {408, 416, 425, 429, 500, 502, 503, 504}  # HTTP statuses with which a later request may succeed
 
 
 def by_file_name(name: str) -> Published | None:
@@ -42,19 +42,21 @@ def by_file_name(name: str) -> Published | None:
 def cached(entry: Published, progress: bool = True) -> Path:
     """The path of the entry's file in the cache; it is downloaded if it is not there, and verified in any case.
 
-    Two processes never download the same file at once; the second waits. What was fetched when the connection, or the
-    process, died is used by the next call.
+    Two processes never download the same file at once: the second waits. The next call resumes a download that broke
+    off with the connection or the process.
 
     Args:
+      entry: of the catalog.
       progress: show a bar, if stderr is a terminal.
 
     Raises:
-      UserError: it cannot be had, with the cause and where to put it by hand; or it is not what was published.
+      UserError: the download failed (the message has the cause, and the path for a file from elsewhere), or the file is
+        not the published one.
     """
-    path = cache_folder() / entry.file
+    path = checksum.cache_folder() / entry.file
     if not os.path.isfile(path):
         with _locked(path):
-            if not os.path.isfile(path):  # nobody else was quicker
+            if not os.path.isfile(path):  # unless another process has just downloaded it
                 _download(entry, path, progress)
     if (wrong := checksum.mismatch(path, entry)) is not None:
         aside = path.with_name(f"{path.name}.damaged")
@@ -67,32 +69,33 @@ def cached(entry: Published, progress: bool = True) -> Path:
 
 
 def verify(path: Path, entry: Published) -> None:
-    """Holds a file against the entry's checksum. That is done once: as long as the file is not touched, it is known.
+    """Verifies the checksum of a file, once: a file that has not changed since is not read again.
 
     Raises:
-      UserError: it is another file, or damaged.
+      UserError: the file is another, or damaged.
     """
     if (wrong := checksum.mismatch(path, entry)) is not None:
         raise UserError(f"{wrong}: fetch it again from {entry.url}; if it is a file of your own, give it another name")
 
 
 def _download(entry: Published, path: Path, progress: bool) -> None:
+    """Downloads the file, in several requests if need be, and verifies it."""
     part = path.with_name(f"{path.name}.part")
     for i in range(TRIES):
         try:
             _fetch(entry.url, part, progress)
             break
         except (OSError, http.client.HTTPException) as error:
-            if i == TRIES - 1 or not _passes(error):
+            if i == TRIES - 1 or not _is_temporary(error):
                 raise UserError(
                     f"{entry.tag}: cannot download {entry.url} ({_cause(error)}): "
                     f"try again, or fetch it elsewhere and put it at {path}"
                 ) from error
-            if isinstance(error, urllib.error.HTTPError) and error.code == 416:  # what is there is of no use
+            if isinstance(error, urllib.error.HTTPError) and error.code == 416:  # no such range: begin anew
                 _about(part).unlink(missing_ok=True)
         time.sleep(WAIT * 2**i)
     expected = entry.digest or checksum.read_json(_about(part)).get("stated")
-    with _writing(path):
+    with _disk_errors(path):
         found = checksum.digest(part, expected)
         _about(part).unlink(missing_ok=True)
         if expected and not found.startswith(expected):
@@ -107,15 +110,17 @@ def _download(entry: Published, path: Path, progress: bool) -> None:
 
 
 def _fetch(url: str, part: Path, progress: bool) -> None:
-    """One request for what ``part`` lacks; it is whole when this returns.
+    """Requests the bytes that ``part`` lacks; it is whole when this returns.
 
-    OSError or HTTPException where the network fails, UserError where the disk does.
+    Raises:
+      OSError, HTTPException: the network failed.
+      UserError: the disk failed.
     """
     size, about = _begun(url, part)
     if size and size == about["length"]:
         return
     headers = {"User-Agent": "cnnjax"}
-    if size:  # a server that has another version by now sends all of that
+    if size:  # a server that has another version by now sends the whole of that
         headers |= {"Range": f"bytes={size}-", "If-Range": about["version"]}
     redirects = _Redirects()
     request = urllib.request.Request(url, headers=headers)
@@ -124,17 +129,17 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
             size, about = 0, _described(url, response.headers, redirects.stated)
         elif response.headers.get("Content-Range") != f"bytes {size}-{about['length'] - 1}/{about['length']}":
             _about(part).unlink()
-            raise ConnectionResetError(f"asked for the bytes from {size} of {about['length']}, got others")
+            raise ConnectionResetError(f"the server sent other bytes than those from {size} of {about['length']}")
         _copy(response, part, size, about, progress)
 
 
 def _copy(response: http.client.HTTPResponse, part: Path, size: int, about: dict[str, Any], progress: bool) -> None:
     """Appends the answer to the first ``size`` bytes of ``part``; ConnectionResetError if it ends too early."""
     length = about["length"]
-    with _writing(part):
+    with _disk_errors(part):
         file = part.open("ab" if size else "wb")
         if not size:
-            checksum.write_json(_about(part), about)
+            atomic.write_json(_about(part), about)
     bar = tqdm(
         total=length,
         initial=size,
@@ -146,12 +151,12 @@ def _copy(response: http.client.HTTPResponse, part: Path, size: int, about: dict
     )
     with file, bar:
         _check_room(part, (length or 0) - size)
-        while data := response.read1(CHUNK):  # what has come so far, so that little is lost with the process
-            with _writing(part):
+        while data := response.read1(CHUNK):  # returns what has arrived, so that little is lost with the process
+            with _disk_errors(part):
                 file.write(data)
             size += len(data)
             bar.update(len(data))
-        with _writing(part):
+        with _disk_errors(part):
             file.flush()
             os.fsync(file.fileno())
     if length is not None and size != length:
@@ -159,29 +164,31 @@ def _copy(response: http.client.HTTPResponse, part: Path, size: int, about: dict
 
 
 def _about(part: Path) -> Path:
+    """The file that describes ``part``."""
     return part.with_name(f"{part.name}.json")
 
 
 def _begun(url: str, part: Path) -> tuple[int, dict[str, Any]]:
-    """How many bytes of ``part`` can be kept, and what they are the beginning of."""
+    """The number of bytes of ``part`` that can be kept, and the description of the file that they begin."""
     about, size = checksum.read_json(_about(part)), part.stat().st_size if part.is_file() else 0
     usable = about.get("url") == url and isinstance(about.get("version"), str) and isinstance(about.get("length"), int)
     return (size, about) if usable and size <= about["length"] else (0, about)
 
 
 def _described(url: str, headers: Message, stated: str | None) -> dict[str, Any]:
-    """Which version of the file an answer begins to send."""
+    """The description of the file that an answer begins to send: its URL, length, version and checksum."""
     length, tag = headers.get("Content-Length", ""), headers.get("ETag", "W/")
+    is_weak = tag.startswith("W/")  # files of different bytes may have the same weak tag
     return {
         "url": url,
         "length": int(length) if length.isdecimal() else None,
-        "version": headers.get("Last-Modified") if tag.startswith("W/") else tag,  # weak tags do not tell bytes apart
+        "version": headers.get("Last-Modified") if is_weak else tag,
         "stated": stated or _stated(headers),
     }
 
 
 def _stated(headers: Message) -> str | None:
-    """The checksum of the whole file that a server states: Hugging Face's, in its redirect, or Google's."""
+    """The checksum of the whole file, which Hugging Face states in its redirect, and Google in its answer."""
     if match := re.fullmatch('"?([0-9a-f]{64})"?', headers.get("X-Linked-ETag", "")):
         return f"sha256:{match[1]}"
     if match := re.search("md5=([A-Za-z0-9+/]{22}==)", ",".join(headers.get_all("X-Goog-Hash", []))):
@@ -190,7 +197,7 @@ def _stated(headers: Message) -> str | None:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and keeps the checksum that they state."""
+    """Follows redirects and keeps the checksum that they state."""
 
     stated: str | None = None
 
@@ -201,16 +208,17 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
 
-def _passes(error: Exception) -> bool:
-    """Whether to try again: a broken or slow connection, a busy server; not if there is no way to it at all."""
+def _is_temporary(error: Exception) -> bool:
+    """True for a broken or slow connection and a busy server; False where the server cannot be reached at all."""
     if isinstance(error, urllib.error.HTTPError):
-        return error.code in _LATER
+        return error.code in _RETRIED
     if isinstance(error, urllib.error.URLError):
         return isinstance(error.reason, (TimeoutError, ConnectionResetError))
     return isinstance(error, (http.client.HTTPException, TimeoutError, ConnectionError))
 
 
 def _cause(error: Exception) -> str:
+    """A line about an error of the network."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     text = str(error.reason if isinstance(error, urllib.error.URLError) else error)
@@ -222,9 +230,9 @@ def _cause(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits for other processes that download this file. The system unlocks it when a process ends, however it does."""
+    """Waits until no other process downloads this file. The system unlocks it however a process ends."""
     lock = path.with_name(f".{path.name}.lock")
-    with _writing(path):
+    with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("w")
     with file:
@@ -237,26 +245,28 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of the disk into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write to {path.parent} ({error.strerror}): make room or give a folder in $CNNJAX_CACHE"
+            f"cannot write to {path.parent} ({error.strerror}): make room, or name another folder in $CNNJAX_CACHE"
         ) from error
 
 
 def _check_room(part: Path, needed: int) -> None:
+    """UserError unless the disk has room for ``needed`` more bytes."""
     free = shutil.disk_usage(part.parent).free
     if free < needed:
         raise UserError(
-            f"no space for {part.stem}: {needed / 2**20:.1f} MiB are missing of it, {part.parent} has "
-            f"{free / 2**20:.1f} free: make room or give another folder in $CNNJAX_CACHE"
+            f"no space for {part.stem}: another {needed / 2**20:.1f} MiB are to come, {part.parent} has "
+            f"{free / 2**20:.1f} free: make room, or name another folder in $CNNJAX_CACHE"
         )
 
 
 def _sync(folder: Path) -> None:
-    """Makes a rename last."""
+    """Waits until the renames in a folder are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,7 @@
-"""Files held against published checksums, once for as long as they are not touched."""
+"""Verification of files by published checksums; a file that has not changed since is not read again.
+
+A note per verified file, with its checksum and state, lies in ``.verified`` in the cache.
+"""
 
 import contextlib
 import hashlib
@@ -7,17 +10,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cnnjax import atomic
 from cnnjax.types import UserError
-from cnnjax.weights.catalog import Published
+from cnnjax.weights.hub.catalog import Published
 
 
 def cache_folder() -> Path:
-    """Where downloaded files lie."""
+    """The folder of downloaded files: ``$CNNJAX_CACHE``, else ``~/.cache/cnnjax/weights``."""
     return Path(os.environ.get("CNNJAX_CACHE") or "~/.cache/cnnjax/weights").expanduser().absolute()
 
 
 def mismatch(path: Path, entry: Published) -> str | None:
-    """What is wrong with the file; where nobody states a checksum, it is compared with what was downloaded."""
+    """A message if the file has another checksum than the entry, or, where that states none, than when downloaded."""
     note = read_json(_note(path))
     expected = entry.digest or note.get("digest")
     if expected is None:
@@ -36,22 +40,22 @@ def mismatch(path: Path, entry: Published) -> str | None:
 
 
 def digest(path: Path, expected: str | None) -> str:
-    """``sha256:…`` of the file, or by whatever ``expected`` begins with."""
+    """The checksum of the file, ``sha256:…``, or by the algorithm that ``expected`` begins with."""
     name = (expected or "sha256:").partition(":")[0]
     with path.open("rb") as file:
         return f"{name}:{hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=False)).hexdigest()}"
 
 
 def remember(path: Path, digest: str, state: list[int] | None = None) -> None:
-    """Notes that the file has this checksum now, or when it was in this state."""
-    with contextlib.suppress(OSError):  # a cache that is only readable is verified each time
+    """Notes that the file has this checksum in this state (default: its present one)."""
+    with contextlib.suppress(OSError):  # a file in a read-only cache is verified each time
         note = _note(path)
         note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, {"path": str(path.resolve()), "digest": digest, "state": state or _state(path)})
+        atomic.write_json(note, {"path": str(path.resolve()), "digest": digest, "state": state or _state(path)})
 
 
 def _state(path: Path) -> list[int]:
-    """What changes whenever the file does."""
+    """Figures that change whenever the file does."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
@@ -61,16 +65,9 @@ def _note(path: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file; empty if there is none."""
+    """The JSON object in a file; empty if there is none."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)

@@ -1,7 +1,8 @@
-"""What networks expect of pixels, by the names that Keras gave the three habits."""
+"""Preparation of images for published networks: three modes, by the names that Keras gave them."""
 
 from typing import Literal
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 
@@ -9,27 +10,29 @@ from cnnjax.types import Array, UserError
 
 Mode = Literal["tf", "torch", "caffe"]
 
-# Of ImageNet's training images: RGB in 0 … 1, and BGR in 0 … 255.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CAFFE_MEAN = (103.939, 116.779, 123.68)
+# Statistics of ImageNet's training images.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, 0 … 1
+CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, 0 … 255
 
 
 def preprocess(images: Array, mode: Mode) -> Array:
-    """What a published network was trained on, from pixels; inside ``jax.jit`` too.
+    """Pixels in the range that a published network was trained on; works inside ``jax.jit`` too.
+
+    Source: ``preprocess_input`` of keras.applications; for "torch", torchvision's ``Normalize``.
 
     Args:
-      images: RGB ``[..., h, w, 3]``, uint8 or float, 0 … 255.
-      mode: "tf": x / 127.5 − 1; "torch": x / 255, then mean and standard deviation of ImageNet become 0 and 1, per
+      images: RGB, [..., h, w, 3], uint8 or float, 0 … 255.
+      mode: "tf": x / 127.5 − 1; "torch": x / 255, minus ImageNet's mean, divided by its standard deviation, per
         channel; "caffe": BGR minus ImageNet's mean, not scaled.
 
     Returns:
-      float32 of the same shape, of NumPy if ``images`` are, else of JAX.
+      float32 of the same shape: a NumPy array if ``images`` is one, else a JAX array.
 
     Raises:
-      UserError: another mode, number of channels, or type.
+      AssertionError: another shape.
+      UserError: another mode or type.
     """
-    if images.ndim < 3 or images.shape[-1] != 3:
-        raise UserError(f"preprocess takes RGB images [..., h, w, 3], got shape {images.shape}")
+    chex.assert_shape(images, (..., None, None, 3))
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, np.floating):
         raise UserError(f"preprocess takes pixels 0 … 255 as uint8 or float, got {images.dtype}")
     xp = np if isinstance(images, np.ndarray) else jnp

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from keras import layers
 from safetensors.numpy import save_file
-from test_weights_files import arrays, legacy, read, run_folder, variables
+from weight_files import arrays, legacy, read, run_folder, variables
 
 from cnnjax import weights
 from cnnjax.models import create

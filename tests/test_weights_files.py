@@ -5,7 +5,6 @@ import io
 import json
 import zipfile
 
-import flax.struct
 import h5py
 import keras
 import ml_dtypes
@@ -14,30 +13,16 @@ import orbax.checkpoint as ocp
 import pytest
 from keras import layers
 from safetensors.numpy import save_file
+from weight_files import arrays, legacy, read, run_folder, variables
 
-from cnnjax.checkpoint import Checkpoints
-from cnnjax.types import PyTree, UserError
-from cnnjax.weights import files
-
-
-def read(path):
-    """(whose names, values by key)."""
-    with files.opened(path) as content:
-        values = {key: np.array(tensor.read()) for key, tensor in content.tensors.items()}
-        for key, tensor in content.tensors.items():
-            assert (tensor.shape, tensor.dtype) == (values[key].shape, values[key].dtype)
-    return content.names, values
+from cnnjax.types import UserError
+from cnnjax.weights import formats
 
 
 def same(found, expected):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert (found[key].shape, found[key].dtype, found[key].tobytes()) == (value.shape, value.dtype, value.tobytes())
-
-
-def arrays(*names):
-    rng = np.random.default_rng(0)
-    return {name: rng.normal(size=(3, 2, 4, 5)[: 1 + i % 4]).astype(np.float32) for i, name in enumerate(names)}
 
 
 @pytest.fixture(scope="module")
@@ -131,20 +116,6 @@ LEGACY = {
 }
 
 
-def legacy(path, data, root="", **options):
-    """As Keras 2 and its predecessors wrote it, with names as bytes."""
-    with h5py.File(path, "w", **options) as file:
-        group = file.require_group(root or "/")
-        group.attrs["layer_names"] = [name.split("/")[0].encode() for name in data]
-        for name, value in data.items():
-            group.create_dataset(name, data=value)
-            group[name.split("/")[0]].attrs["weight_names"] = [name.split("/", 1)[1].encode()]
-        if root:
-            file.create_dataset("optimizer_weights/adam/conv1/kernel/m:0", data=np.ones(3))
-            file.create_dataset("optimizer_weights/adam/on", data=np.array([True]))
-    return path
-
-
 @pytest.mark.parametrize("root", ["", "model_weights"])
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 def test_names_of_older_keras(tmp_path, root, libver):
@@ -212,40 +183,6 @@ def test_npz(tmp_path, save):
     same(read(tmp_path / "w.npz")[1], data)
 
 
-@flax.struct.dataclass
-class State:
-    """Like ``train.TrainState``."""
-
-    step: np.ndarray
-    params: PyTree
-    model_state: PyTree
-    opt_state: PyTree
-    ema: PyTree
-
-
-def variables(factor=1.0):
-    values = {key: value * np.float32(factor) for key, value in arrays("conv", "dense", "norm", "mean").items()}
-    nested = {"a": {"conv": {"kernel": values["conv"]}}, "b'c": {"kernel": values["dense"], "scale": values["norm"]}}
-    flat = {
-        "params/a/conv/kernel": values["conv"],
-        "params/b'c/kernel": values["dense"],
-        "params/b'c/scale": values["norm"],
-        "batch_stats/a/mean": values["mean"],
-    }
-    return {"params": nested, "batch_stats": {"a": {"mean": values["mean"]}}}, flat
-
-
-def run_folder(path, *, ema):
-    """A run with checkpoints 3 and 20; the weights are those of ``variables(step)``."""
-    checkpoints = Checkpoints(path / "checkpoints", {})
-    for step in (3, 20):
-        tree, average = variables(step if not ema else -1)[0], variables(step)[0] if ema else None
-        stats = {"batch_stats": tree["batch_stats"]}
-        checkpoints.save(step, State(np.int32(step), tree["params"], stats, {"mu": tree["params"]}, average), 0.5)
-    checkpoints.close()
-    return path
-
-
 @pytest.mark.parametrize("ema", [False, True])
 def test_a_run_its_checkpoints_and_one_of_them(tmp_path, ema):
     run = run_folder(tmp_path, ema=ema)
@@ -273,7 +210,7 @@ def test_shapes_are_known_before_anything_is_read(tmp_path):
     content = buffer.getvalue()
     at = content.index(data["c.weight"].tobytes())
     (tmp_path / "w.npz").write_bytes(content[:at] + b"\xff" + content[at + 1 :])
-    with files.opened(tmp_path / "w.npz") as opened:
+    with formats.opened(tmp_path / "w.npz") as opened:
         assert {key: tensor.shape for key, tensor in opened.tensors.items()} == {k: v.shape for k, v in data.items()}
         assert np.array_equal(opened.tensors["b.weight"].read(), data["b.weight"])
         with pytest.raises(UserError, match="damaged"):

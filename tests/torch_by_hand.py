@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cnnjax.types import UserError
-from cnnjax.weights import torch_file
+from cnnjax.weights.formats import torch as torch_format
 
 # torch.save (2.13), zlib, base85: a transposed weight, bfloat16, a row (in the zip, a
 # view of the same storage), a count.
@@ -50,7 +50,7 @@ def load(path, data=None):
     """The arrays of a file, copied."""
     if data is not None:
         path.write_bytes(data)
-    with torch_file.opened(path) as content:
+    with torch_format.opened(path) as content:
         arrays = {}
         for key, tensor in content.tensors.items():
             arrays[key] = tensor.read().copy()
@@ -136,7 +136,7 @@ def zipped(data_pkl, method=zipfile.ZIP_STORED, **storages):
 
 
 def legacy(data_pkl=GOOD, keys=("0",), numel=6, info=None, tail=b""):
-    head = [pickle.dumps(value, 2) for value in (torch_file.MAGIC, torch_file.PROTOCOL)]
+    head = [pickle.dumps(value, 2) for value in (torch_format.MAGIC, torch_format.PROTOCOL)]
     info = info or pickle.dumps({"protocol_version": 1001, "little_endian": True}, 2)
     keys = keys if isinstance(keys, bytes) else pickle.dumps(list(keys), 2)
     return b"".join([*head, info, data_pkl, keys, struct.pack("<q", numel), X.tobytes(), tail])

@@ -1,4 +1,4 @@
-"""Weights from files and published ones, into the variables of a model; and back."""
+"""Weights of a file, arranged into the variables of a model."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,14 +10,13 @@ import numpy as np
 from flax import traverse_util
 
 from cnnjax.types import Key, PyTree, UserError
-from cnnjax.weights import files, rules
-from cnnjax.weights.files import Content
-from cnnjax.weights.rules import Filling, Slot, Structure
+from cnnjax.weights import formats, rules
+from cnnjax.weights.formats.content import Content
+from cnnjax.weights.rules import Filling, Place, Slot, Structure
 
-Tree = tuple[str, ...]
 _THREADS = 8
-_LINE = 16  # float32 in a cache line
-_ALIGNED = 64  # bytes: JAX uses memory that begins at a multiple without a copy
+_LINE = 16  # float32 values in a cache line
+_ALIGNED = 64  # bytes: JAX uses memory that begins at a multiple of it without a copy
 
 
 def read(
@@ -31,13 +30,13 @@ def read(
 ) -> PyTree:
     """The variables of ``model`` with the weights in the file; see ``weights.load``."""
     needed = rules.structure(model, image_shape)
-    # Without a head the file's is of no use; to know its keys, look at the model with one.
+    # A model without a head has no use for that of the file, whose keys the model with a head tells.
     classes = getattr(type(model), "num_classes", None) or 1
     whole = needed if _has_head(model) else rules.structure(model.clone(num_classes=classes), image_shape)
     optional = frozenset(whole.slots.keys() - needed.slots.keys())
     if head == "new":
         optional |= frozenset(path for path in needed.slots if "head" in path)
-    with files.opened(path) as content:
+    with formats.opened(path) as content:
         plan = rules.match(content, model, whole, optional, str(path))
         host = _values(content, needed, plan, path)
     if reverse_channels:
@@ -53,10 +52,10 @@ def _has_head(model: linen.Module) -> bool:
     return getattr(model, "num_classes", 0) is not None
 
 
-def _values(content: Content, needed: Structure, plan: dict[Tree, Filling], path: Path) -> dict[Tree, np.ndarray]:
-    """Every planned slot's value, in memory of its own."""
+def _values(content: Content, needed: Structure, plan: dict[Place, Filling], path: Path) -> dict[Place, np.ndarray]:
+    """The value of every planned slot, in memory of its own."""
 
-    def value(where: Tree) -> np.ndarray:
+    def value(where: Place) -> np.ndarray:
         slot, filling = needed.slots[where], plan[where]
         result = _empty(slot)
         if filling.key is None:
@@ -65,11 +64,11 @@ def _values(content: Content, needed: Structure, plan: dict[Tree, Filling], path
             _copy(result, filling.arrange(content.tensors[filling.key].read()))
         if filling.minus is not None:
             result -= content.tensors[filling.minus].read()
-        # Our own files hold what the line after this one made of others'.
+        # A file that cnnjax saved may hold variances below zero, which ``plus`` made (see below).
         least = -needed.epsilons[where[1:-1]] if where[-1] == "var" and content.names == "cnnjax" else 0.0
         _check_values(where, result, filling, path, least)
         if filling.plus:
-            # May end below zero, where the file's epsilon is the smaller: what counts is the sum with the model's.
+            # With a smaller epsilon in the file, a variance may become negative; its sum with the model's is not.
             result += filling.plus
         return result
 
@@ -78,7 +77,7 @@ def _values(content: Content, needed: Structure, plan: dict[Tree, Filling], path
 
 
 def _copy(result: np.ndarray, x: np.ndarray) -> None:
-    """``result[...] = x``; a transposed array a cache line at a time, which is 3 to 8 times faster."""
+    """Does ``result[...] = x``; for a transposed array a cache line at a time, which is 3 to 8 times faster."""
     if x.ndim < 2 or x.strides[-1] == x.itemsize:
         np.copyto(result, x, casting="same_kind")
         return
@@ -86,8 +85,8 @@ def _copy(result: np.ndarray, x: np.ndarray) -> None:
         np.copyto(result[..., start : start + _LINE], x[..., start : start + _LINE], casting="same_kind")
 
 
-def _check_values(where: Tree, value: np.ndarray, filling: Filling, path: Path, least: float) -> None:
-    # The sum is one pass; it overflows for finite values only where they are no weights either.
+def _check_values(where: Place, value: np.ndarray, filling: Filling, path: Path, least: float) -> None:
+    # A sum takes one pass; finite values whose sum overflows are no weights either.
     if not np.isfinite(value.sum()):
         raise UserError(f"{path}: {filling.key} holds NaN or infinity: the file is damaged, or its training diverged")
     if where[-1] == "var" and value.min(initial=least) < least:
@@ -95,29 +94,31 @@ def _check_values(where: Tree, value: np.ndarray, filling: Filling, path: Path, 
 
 
 def _empty(slot: Slot) -> np.ndarray:
+    """An array for a slot, in aligned memory."""
     size = int(np.prod(slot.shape)) * slot.dtype.itemsize
     memory = np.empty(size + _ALIGNED, np.uint8)
     start = -memory.ctypes.data % _ALIGNED
     return memory[start : start + size].view(slot.dtype).reshape(slot.shape)
 
 
-def _reversed(values: dict[Tree, np.ndarray], channels: int, path: Path) -> dict[Tree, np.ndarray]:
-    """The kernels that meet the images' channels, turned round."""
+def _reversed(values: dict[Place, np.ndarray], channels: int, path: Path) -> dict[Place, np.ndarray]:
+    """The kernel of the first convolution with its input channels in reverse order."""
     first = [where for where, x in values.items() if where[-1] == "kernel" and x.ndim == 4 and x.shape[2] == channels]
     if channels != 3 or len(first) != 1:
         raise UserError(
-            f"{path}: reverse_channels wants one convolution of 3 channels, found {len(first)} of {channels}"
+            f"{path}: reverse_channels needs images of 3 channels and one convolution of them, found {len(first)} "
+            f"of {channels} channels"
         )
     return {first[0]: np.ascontiguousarray(values[first[0]][:, :, ::-1])}
 
 
 def _initial(
-    model: linen.Module, image_shape: tuple[int, int, int], fresh: set[Tree], key: Key
-) -> dict[Tree, jax.Array]:
-    """Initial values of the slots ``fresh``; XLA leaves out the others."""
+    model: linen.Module, image_shape: tuple[int, int, int], fresh: set[Place], key: Key
+) -> dict[Place, jax.Array]:
+    """Initial values of the slots ``fresh``; XLA does not compute the others."""
 
     @jax.jit
-    def init(key: Key) -> dict[Tree, jax.Array]:
+    def init(key: Key) -> dict[Place, jax.Array]:
         flat = traverse_util.flatten_dict(model.init(key, np.zeros((1, *image_shape), np.float32)))
         return {where: flat[where] for where in sorted(fresh)}
 

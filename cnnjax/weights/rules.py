@@ -1,8 +1,9 @@
-"""Which array of a file fills which of a model's, and how: key rules, layouts, exact folds."""
+"""Matching of a file's arrays with those of a model: rules for keys, arrangement of kernels, exact conversions."""
 
 import contextlib
 import dataclasses
 import functools
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,34 +14,34 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from cnnjax import models
 from cnnjax.nn.norm import BatchNorm
 from cnnjax.types import Layout, UserError
-from cnnjax.weights.files import Content, Tensor
+from cnnjax.weights.formats.content import Content, Tensor
 
-Path = tuple[str, ...]  # ("params", "stage1", "block1", "conv1", "conv", "kernel")
-SHOWN = 20  # keys in an error, of each kind
+Place = tuple[str, ...]  # of an array in the variables: ("params", "stage1", "block1", "conv1", "conv", "kernel")
+SHOWN = 20  # most lines of each list in an error
 KERAS = {"scale": "gamma", "mean": "moving_mean", "var": "moving_variance"}
 TORCH = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 class Slot(NamedTuple):
-    """What a model has room for."""
+    """An array of a model that is to be filled."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 class Structure(NamedTuple):
-    """What a model needs: its slots, and the epsilon of each BatchNorm by the path of the module."""
+    """The slots of a model, and the epsilon of each BatchNorm by the path of the module."""
 
-    slots: dict[Path, Slot]
-    epsilons: dict[Path, float]
+    slots: dict[Place, Slot]
+    epsilons: dict[Place, float]
 
 
 class Filling(NamedTuple):
-    """How a slot gets its value: ``arrange`` of the file's array ``key`` (None: ``constant`` everywhere), less its
-    array ``minus``, plus the number ``plus``."""
+    """The value of a slot: ``arrange`` of the file's array ``key`` (None: ``constant`` everywhere), minus the file's
+    array ``minus``, plus the number ``plus``.
+    """
 
     key: str | None
     arrange: Callable[[np.ndarray], np.ndarray] = lambda x: x
@@ -51,8 +52,12 @@ class Filling(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def structure(model: linen.Module, image_shape: tuple[int, int, int]) -> Structure:
-    """What ``model`` needs for images of this shape, without computing."""
-    epsilons: dict[Path, float] = {}
+    """The structure of ``model`` for images of this shape; nothing is computed.
+
+    Raises:
+      UserError: the model cannot take such images.
+    """
+    epsilons: dict[Place, float] = {}
 
     def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         if isinstance(context.module, BatchNorm):
@@ -61,11 +66,11 @@ def structure(model: linen.Module, image_shape: tuple[int, int, int]) -> Structu
 
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     with linen.intercept_methods(record):
-        # A function of its own: of one that JAX has traced before it would not call the modules again.
+        # A new function: where JAX has traced a function before, it would not call the modules again.
         images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
         try:
             tree = jax.eval_shape(lambda *args: model.init(*args), keys, images)
-        except ValueError as error:  # too small, above all
+        except ValueError as error:  # mostly because they are too small
             raise UserError(f"{type(model).__name__} cannot take images of {image_shape}: {error}") from error
     flat = traverse_util.flatten_dict(tree)
     return Structure({path: Slot(x.shape, np.dtype(x.dtype)) for path, x in flat.items()}, epsilons)
@@ -77,12 +82,20 @@ def layouts(model: linen.Module) -> dict[str, Layout]:
 
 
 def match(
-    content: Content, model: linen.Module, needed: Structure, optional: frozenset[Path], where: str
-) -> dict[Path, Filling]:
-    """How to fill every slot of ``needed`` from ``content``, but for those that are ``optional``.
+    content: Content, model: linen.Module, needed: Structure, optional: frozenset[Place], where: str
+) -> dict[Place, Filling]:
+    """Fillings from ``content`` for every slot of ``needed`` that is not ``optional``.
+
+    Args:
+      content: of the file.
+      model: whose weights they shall be.
+      needed: its structure, with a head in any case.
+      optional: slots that stay empty, whose keys the file may have.
+      where: name of the file, for messages.
 
     Raises:
-      UserError: a key is left over, a slot unfilled or of another shape or type, or the model computes something else.
+      UserError: a key is left over, a slot is unfilled or of another shape or type, or the model would compute
+        something else with these weights.
     """
     if content.names == "cnnjax":
         _check_own(content, model, where)
@@ -92,13 +105,13 @@ def match(
     if not known:
         have = ", ".join(layouts(model)) or "none"
         raise UserError(
-            f"{where}: a {content.what} with {kind}'s names, which {type(model).__name__} has no rules for "
+            f"{where}: a {content.kind} with {kind}'s names, which {type(model).__name__} has no rules for "
             f"(it knows the layouts: {have})"
         )
     hits = {name: _hits(content.tensors, layout, kind, needed) for name, layout in known.items()}
     best = max(hits, key=hits.__getitem__)
     layout = known[best]
-    # Where few keys are known it is another family, of which the lists say more.
+    # Where the layout knows few of the keys, the file is of another family, and the lists below say more.
     if 2 * hits[best] > min(len(content.tensors), len(needed.slots)) and (
         unlike := {name: value for name, value in layout.fields.items() if getattr(model, name) != value}
     ):
@@ -114,22 +127,24 @@ def match(
     return _checked(content, needed, optional, plan, layout.unused, model, where)
 
 
-# Fields that say how a model is trained or kept, or how large its head is: with others it is the same function.
+# Fields of training, storage and the size of the head, which do not change what a model computes with its weights.
 FREE = ("num_classes", "dtype", "remat", "dropout", "momentum", "zero_init", "parent", "name")
 
 
 def fields(model: linen.Module) -> dict[str, Any]:
-    """The fields that decide what a model computes with its weights, as JSON gives them back."""
+    """The fields that decide what a model computes with its weights, in the types that JSON gives back."""
     plain = (bool, int, float, str, tuple, list, type(None))
     names = [f.name for f in dataclasses.fields(model) if f.name not in FREE]
     return json.loads(json.dumps({name: x for name in names if isinstance(x := getattr(model, name), plain)}))
 
 
 def _check_own(content: Content, model: linen.Module, where: str) -> None:
-    """UserError if weights that we saved are another model's, though they fit."""
-    if "variant" in content.about and content.about["variant"] in models.names():
-        of = models.create(content.about["variant"])
-        written, name = fields(of), type(of).__name__
+    """UserError if weights that cnnjax saved fit this model but are of another, which computes something else."""
+    if "variant" in content.about:
+        saved = _sibling(model, content.about["variant"])
+        if saved is None:
+            return
+        written, name = fields(saved), type(saved).__name__
     elif "fields" in content.about:
         try:
             written, name = dict(json.loads(content.about["fields"])), content.about.get("model", "")
@@ -144,21 +159,27 @@ def _check_own(content: Content, model: linen.Module, where: str) -> None:
         raise UserError(f"{where}: these are weights of a {name} with {want}, this one has {have}")
 
 
+def _sibling(model: linen.Module, variant: str) -> linen.Module | None:
+    """The variant of this name, if the file that defines the class of ``model`` has it: others have other classes."""
+    variants = getattr(inspect.getmodule(type(model)), "VARIANTS", {})
+    return variants[variant]() if variant in variants else None
+
+
 def _hits(tensors: Mapping[str, Tensor], layout: Layout, kind: str, needed: Structure) -> int:
-    """How many of the file's keys this layout would use."""
+    """The number of the file's keys that this layout would use."""
     hits = 0
     for path in needed.slots:
-        with contextlib.suppress(NoRuleError):  # of a part that this publisher's models do not have
+        with contextlib.suppress(NoRuleError):  # a part that this publisher's models do not have
             hits += target(layout, kind, path) in tensors
     return hits
 
 
 class NoRuleError(Exception):
-    """A layout says nothing of a module."""
+    """A layout has no rule for a module."""
 
 
 def translated(layout: Layout, module: str) -> str:
-    """Their name of the module at our path; NoRuleError if none is about it."""
+    """The publisher's name of the module at our path; NoRuleError if no rule matches it."""
     for pattern, template in layout.keys:
         if found := re.fullmatch(pattern, module):
             numbered = re.compile(r"\{(\d)([+-]1)?\}")
@@ -171,8 +192,8 @@ def _group(found: re.Match[str], asked: re.Match[str]) -> str:
     return group if change is None else str(int(group) + int(change))
 
 
-def target(layout: Layout, kind: str, path: Path) -> str:
-    """Their key of our slot."""
+def target(layout: Layout, kind: str, path: Place) -> str:
+    """The publisher's key of our slot; ``kind`` is "keras" or "torch"."""
     name, leaf = translated(layout, "/".join(path[1:-1])), path[-1]
     if kind == "torch":
         return f"{name}.{TORCH.get(leaf, leaf)}"
@@ -183,7 +204,8 @@ def target(layout: Layout, kind: str, path: Path) -> str:
     return f"{layer}/{'beta' if leaf == 'bias' and is_norm else KERAS.get(leaf, leaf)}"
 
 
-def _plan(tensors: Mapping[str, Tensor], layout: Layout, kind: str, needed: Structure) -> dict[Path, Filling]:
+def _plan(tensors: Mapping[str, Tensor], layout: Layout, kind: str, needed: Structure) -> dict[Place, Filling]:
+    """Fillings for all slots by a publisher's layout; their keys may be missing in the file."""
     plan = {}
     for path, slot in needed.slots.items():
         key, leaf = target(layout, kind, path), path[-1]
@@ -200,8 +222,10 @@ def _plan(tensors: Mapping[str, Tensor], layout: Layout, kind: str, needed: Stru
     return plan
 
 
-def _bias_before(tensors: Mapping[str, Tensor], layout: Layout, kind: str, needed: Structure, path: Path) -> str | None:
-    """The bias, where only they have one, of the convolution before a BatchNorm: it moves the mean and nothing else."""
+def _bias_before(
+    tensors: Mapping[str, Tensor], layout: Layout, kind: str, needed: Structure, path: Place
+) -> str | None:
+    """The key of the bias of the convolution before a BatchNorm, where only the file has one: it shifts the mean."""
     conv = ("params", *path[1:-2], "conv", "bias")
     if path[-2] != "norm" or conv in needed.slots or (*conv[:-1], "kernel") not in needed.slots:
         return None
@@ -210,28 +234,28 @@ def _bias_before(tensors: Mapping[str, Tensor], layout: Layout, kind: str, neede
 
 
 def _arranged(torch: bool, flat: tuple[int, int, int] | None, shape: tuple[int, ...], x: np.ndarray) -> np.ndarray:
-    """Their kernel as a view in our order: HWIO, ``[in, out]``."""
+    """The file's kernel as a view in our order of axes: HWIO, or [in, out] for a dense layer."""
     if torch and x.ndim == 2 and flat is not None and x.shape[1] == np.prod(flat):
         x = x.reshape(len(x), *flat).transpose(2, 3, 1, 0).reshape(x.shape[::-1])
     elif torch:
         x = x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
-    if x.ndim == 4 and len(shape) == 2 and x.shape[:2] == (1, 1):  # a dense layer that they make a convolution
+    if x.ndim == 4 and len(shape) == 2 and x.shape[:2] == (1, 1):  # a dense layer, in the file a convolution
         return x[0, 0]
     if not torch and x.ndim == 4 and len(shape) == 4 and x.shape[3] == shape[2] == 1 and x.shape[2] == shape[3]:
-        return x.swapaxes(2, 3)  # depthwise: theirs [h, w, c, 1], ours [h, w, 1, c]
+        return x.swapaxes(2, 3)  # depthwise: in the file [h, w, c, 1], here [h, w, 1, c]
     return x
 
 
 def _checked(
     content: Content,
     needed: Structure,
-    optional: frozenset[Path],
-    plan: dict[Path, Filling],
+    optional: frozenset[Place],
+    plan: dict[Place, Filling],
     unused: str,
     model: linen.Module,
     where: str,
-) -> dict[Path, Filling]:
-    """``plan`` without what is optional, if it uses every key once and fits."""
+) -> dict[Place, Filling]:
+    """``plan`` without the optional slots; UserError unless it uses every key once and all shapes and types fit."""
     tensors = content.tensors
     used = [key for filling in plan.values() for key in (filling.key, filling.minus) if key is not None]
     unfilled = [
@@ -254,7 +278,7 @@ def _checked(
     if any(lines for _, lines in parts):
         lists = "".join(_listed(title, lines) for title, lines in parts if lines)
         hint = _hint(model, wrong, unfilled, left)
-        raise UserError(f"{where}: this {content.what} does not fit {type(model).__name__}{hint}{lists}")
+        raise UserError(f"{where}: this {content.kind} does not fit {type(model).__name__}{hint}{lists}")
     return kept
 
 
@@ -263,9 +287,10 @@ _NUMBERED = re.compile(r"(conv2d|separable_conv2d|batch_normalization)(_\d+)?/")
 
 
 def _hint(model: linen.Module, wrong: Sequence[str], unfilled: Sequence[str], left: Sequence[str]) -> str:
+    """The likely cause and its cure, where the lists of an error show one."""
     if unfilled and left and all(_NUMBERED.match(line) for line in left):
         return (
-            "; its layers are numbered from another start: save it from a model made after keras.utils.clear_session()"
+            "; its layers are not numbered from the start: save it from a model made after keras.utils.clear_session()"
         )
     if wrong and not unfilled and not left and all(_DENSE_INPUT.match(line) for line in wrong):
         return ", whose dense layers depend on the size of images: give its image_size="
@@ -279,13 +304,13 @@ def _listed(title: str, lines: Sequence[str]) -> str:
     return f"\n  {title} ({len(lines)}):" + "".join(f"\n    {line}" for line in [*lines[:SHOWN], *more])
 
 
-def _misfit(tensors: Mapping[str, Tensor], slot: Slot, path: Path, filling: Filling) -> str | None:
-    """What is wrong with the shapes and types of what would fill the slot."""
+def _misfit(tensors: Mapping[str, Tensor], slot: Slot, path: Place, filling: Filling) -> str | None:
+    """A line for the error, if an array has another shape or type than the slot that it would fill."""
     for key, arrange in ((filling.key, filling.arrange), (filling.minus, lambda x: x)):
         if key is None or key not in tensors:
             continue
         tensor = tensors[key]
-        # An array without memory, to see what becomes of the shape.
+        # An array that takes no memory shows what becomes of the shape.
         shape = arrange(np.broadcast_to(np.zeros((), np.uint8), tensor.shape)).shape
         if shape != slot.shape:
             return f"{'/'.join(path)}: {list(slot.shape)}, in the file {key} {list(tensor.shape)}"
@@ -295,5 +320,5 @@ def _misfit(tensors: Mapping[str, Tensor], slot: Slot, path: Path, filling: Fill
 
 
 def is_float(dtype: np.dtype) -> bool:
-    """Whether it holds real numbers: float16, bfloat16, float32, float64."""
+    """True for real numbers: float16, bfloat16, float32, float64."""
     return dtype.kind == "f" or dtype.name == "bfloat16"

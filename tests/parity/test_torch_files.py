@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cnnjax.types import UserError
-from cnnjax.weights import torch_file
+from cnnjax.weights import formats
+from cnnjax.weights.formats import torch as torch_format
 
 FORMATS = {"zip": True, "legacy": False}
 
@@ -20,15 +21,14 @@ def saved(request, tmp_path):
     def save(value):
         path = tmp_path / "it.pth"
         torch.save(value, path, pickle_protocol=protocol, _use_new_zipfile_serialization=FORMATS[kind])
-        if kind == "legacy":
-            assert torch_file.is_torch(path.read_bytes()[:512])
+        assert formats.recognized(path) is torch_format.FORMAT
         return path
 
     return save
 
 
 def check(path, expected):
-    with torch_file.opened(path) as content:
+    with torch_format.opened(path) as content:
         assert content.names == "torch"
         assert list(content.tensors) == list(expected)
         for key, tensor in content.tensors.items():
@@ -97,7 +97,7 @@ def test_an_expanded_tensor_and_what_is_no_state_dict_are_refused(saved):
         (torch.ones(2), "expected a state dict"),
     ):
         path = saved(value)
-        with pytest.raises(UserError, match=says), torch_file.opened(path):
+        with pytest.raises(UserError, match=says), torch_format.opened(path):
             pass
 
 
@@ -106,5 +106,5 @@ def test_torchscript_is_refused(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), path)
-    with pytest.raises(UserError, match="TorchScript"), torch_file.opened(path):
+    with pytest.raises(UserError, match="TorchScript"), torch_format.opened(path):
         pass

@@ -1,4 +1,4 @@
-"""Folders that Orbax wrote: a run's checkpoints, one of them, or variables saved with a checkpointer."""
+"""Folders that Orbax wrote: the checkpoints of a run, one of them, or variables saved with a checkpointer."""
 
 import contextlib
 import functools
@@ -13,25 +13,34 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from cnnjax.types import PyTree, UserError
-from cnnjax.weights.files import Content, Tensor
+from cnnjax.weights.formats.content import Content, Format, Signature, Tensor
+
+# Orbax is imported where it is used: that takes longer than to read a file of another format.
 
 Place = tuple[str, ...]
-ROOTS = ("ema", "params", "model_state")  # what of the state of a run are weights
-_DESCRIPTION = "_METADATA"  # the file that Orbax' folders of arrays have
+ROOTS = ("ema", "params", "model_state")  # the weights in the state of a run
+_DESCRIPTION = "_METADATA"  # a file in each folder of arrays that Orbax wrote
+_ITEMS = ("state", "default")  # folders of arrays in a checkpoint: by cnnjax.checkpoint, by Orbax' manager alone
+
+
+def recognizes(signature: Signature) -> bool:
+    """True for a folder: of other formats the weights are files."""
+    return signature.path.is_dir()
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """The weights of a run (its newest checkpoint), of one checkpoint, or of variables that Orbax saved.
+    """The weights in the newest checkpoint of a run, in one checkpoint, or in variables that Orbax saved.
 
-    Of a run's they are those that evaluation uses, the moving average if there is one; their CRC-32 is verified.
+    From a run those that evaluation uses are taken, the moving average if there is one; their CRC-32 is verified.
 
     Raises:
-      UserError: it is damaged, or another folder.
+      UserError: the folder is damaged, or holds no checkpoint.
     """
+    import orbax.checkpoint as ocp
+
     folder = _folder(path)
     sums = _checksums(folder)
     try:
@@ -41,17 +50,17 @@ def opened(path: Path) -> Iterator[Content]:
         tensors = _tensors({key: flat[place] for key, place in places.items()}, _Reader(folder, tree, places, sums))
     except UserError:
         raise
-    # Orbax and TensorStore raise every kind of exception, plain Exception too, for a damaged file.
+    # Orbax and TensorStore raise any kind of exception, plain Exception too, for a damaged file.
     except Exception as error:
         raise _damaged(folder, error) from error
     yield Content("cnnjax", "Orbax checkpoint", tensors, _about(folder))
 
 
 def _folder(path: Path) -> Path:
-    """The folder of arrays: ``path`` itself, ``state`` of a checkpoint, or that of the newest in a run."""
+    """The folder of arrays: ``path`` itself, the one in a checkpoint, or in the newest checkpoint of a run."""
     if (path / _DESCRIPTION).is_file():
         return path
-    for name in ("state", "default"):  # what `checkpoint`, and Orbax' manager by itself, call them
+    for name in _ITEMS:
         if (path / name / _DESCRIPTION).is_file():
             return path / name
     runs = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -59,11 +68,11 @@ def _folder(path: Path) -> Path:
     if not steps:
         raise UserError(f"{path} is a folder without checkpoints: give a run folder, or one that Orbax wrote")
     step = runs / str(max(steps))
-    return next((step / name for name in ("state", "default") if (step / name).is_dir()), step / "state")
+    return next((step / name for name in _ITEMS if (step / name).is_dir()), step / _ITEMS[0])
 
 
 def _checksums(folder: Path) -> Mapping[str, int]:
-    """CRC-32 by path in the state of a run, as ``checkpoint`` writes them; of other folders none."""
+    """Path in the state of a run → CRC-32, as ``checkpoint`` writes them; empty for other folders."""
     if not (folder.parent / "meta").is_dir():
         return {}
     try:
@@ -74,7 +83,7 @@ def _checksums(folder: Path) -> Mapping[str, int]:
 
 
 def _about(folder: Path) -> Mapping[str, str]:
-    """The name of the model that the configuration of a run has."""
+    """The name of the model, as "variant", from the configuration of a run; else empty."""
     try:
         model = json.loads((folder.parent / "meta" / "metadata").read_bytes())["config"]["model"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -87,24 +96,24 @@ def _place(path: tuple[Any, ...]) -> Place:
 
 
 def _places(flat: Mapping[Place, Any], sums: Mapping[str, int]) -> dict[str, Place]:
-    """Key → place in the tree; of the state of a run those that evaluation uses."""
+    """Key → place in the tree; in the state of a run, of the weights that evaluation uses."""
     if not sums:
         return {"/".join(place): place for place in flat}
     roots = ("ema",) if any(name.startswith(".ema[") for name in sums) else ("params", "model_state")
     places = {"/".join(p if p[0] == "params" else p[1:]): p for p in flat if p[0] in roots}
     noted = {name for name in sums if name.startswith(tuple(f".{root}[" for root in roots))}
     if noted != {_noted(place) for place in places.values()}:
-        raise ValueError(f"it has other arrays than the {len(noted)} that were written")
+        raise ValueError(f"it has other arrays than the {len(noted)} with checksums")
     return places
 
 
 def _noted(place: Place) -> str:
-    """What the checksums call a place in the state."""
+    """The name of a place in the state, as the checksums have it."""
     return f".{place[0]}" + "".join(f"[{name!r}]" for name in place[1:])
 
 
 class _Reader:
-    """Reads all arrays when the first is asked for: one by one it takes far longer."""
+    """Reads all arrays when the first is asked for: one by one takes far longer."""
 
     def __init__(self, folder: Path, tree: PyTree, places: Mapping[str, Place], sums: Mapping[str, int]) -> None:
         self.folder, self.tree, self.places, self.sums = folder, tree, places, sums
@@ -118,6 +127,8 @@ class _Reader:
             return self.arrays[key]
 
     def _restored(self) -> dict[str, np.ndarray]:
+        import orbax.checkpoint as ocp
+
         roots = {place[0] for place in self.places.values()}
         item = {root: self.tree[root] for root in roots}
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
@@ -127,8 +138,8 @@ class _Reader:
             arrays = {key: functools.reduce(operator.getitem, place, restored) for key, place in self.places.items()}
             for key, place in self.places.items():
                 if self.sums and zlib.crc32(np.ascontiguousarray(arrays[key]).data) != self.sums[_noted(place)]:
-                    raise ValueError(f"the checksum of {key} differs from that written")
-        # As above.
+                    raise ValueError(f"{key} has another checksum than it was written with")
+        # Orbax raises any kind of exception, see ``opened``.
         except Exception as error:
             raise _damaged(self.folder, error) from error
         return arrays
@@ -137,7 +148,7 @@ class _Reader:
 def _tensors(described: Mapping[str, Any], reader: _Reader) -> dict[str, Tensor]:
     for key, it in described.items():
         if math.prod(it.storage.chunk_shape) > math.prod(it.shape):
-            raise ValueError(f"the pieces of {key} are larger than the whole")
+            raise ValueError(f"the pieces of {key} are larger than the array")
     return {
         key: Tensor(tuple(it.shape), np.dtype(it.dtype), functools.partial(reader.read, key))
         for key, it in described.items()
@@ -147,3 +158,6 @@ def _tensors(described: Mapping[str, Any], reader: _Reader) -> dict[str, Tensor]
 def _damaged(folder: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
     return UserError(f"{folder} is a damaged checkpoint of Orbax ({reason}): give another, or save it again")
+
+
+FORMAT = Format("an Orbax folder", recognizes, opened)

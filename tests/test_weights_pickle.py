@@ -27,7 +27,7 @@ from torch_by_hand import (
     zipped,
 )
 
-from cnnjax.weights import plain_pickle
+from cnnjax.weights.formats import pickle as pickle_format
 
 COMMAND = "touch ran"
 CALL = tup(text(COMMAND)) + b"R"
@@ -204,7 +204,7 @@ def test_pickles_that_explode_are_refused(tmp_path):
     pairs = b"".join(b"](" + whole(number) + b"Ne" for number in range(1000))
     many = ORDERED + b"q\x00](" + pairs + b"e\x85q\x01](" + b"h\x00h\x01R" * 600 + b"e"
     with frugal(300, 30):
-        refused(path, zipped(pickled(b"N" * (plain_pickle.MAX_OPCODES + 1))), "more than 500,000 opcodes")
+        refused(path, zipped(pickled(b"N" * (pickle_format.MAX_OPCODES + 1))), "more than 500,000 opcodes")
         refused(path, zipped(pickled(many)), "more than 500,000 keys")
 
 

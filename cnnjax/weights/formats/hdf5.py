@@ -1,8 +1,8 @@
 """Weights that Keras wrote as HDF5: ``.weights.h5`` of Keras 3, and the legacy ``.h5`` of weights or of a whole model.
 
 The HDF5 library reads the structure; values are views of the mapped file. HDF5 has no checksums, so a flipped bit of a
-value goes unnoticed, but what the structure says is held against itself: no two arrays share bytes, none lies where the
-library found structure, none was declared and never written, no link leaves the file.
+value goes unnoticed. The structure is checked for contradictions: no two arrays share bytes, none overlaps with
+structure, none was declared and never written, no link leaves the file.
 """
 
 import contextlib
@@ -20,20 +20,27 @@ import numpy as np
 from h5py import h5a, h5d, h5f, h5g, h5l, h5o, h5s, h5t
 
 from cnnjax.types import UserError
-from cnnjax.weights import keras_names
-from cnnjax.weights.files import Content, Tensor, mapped
-from cnnjax.weights.keras_names import Layer
+from cnnjax.weights.formats import keras_names
+from cnnjax.weights.formats.content import Content, Format, Signature, Tensor, mapped
+from cnnjax.weights.formats.keras_names import Layer
 
+MAGIC = b"\x89HDF\r\n\x1a\n"
 _MOST_OBJECTS = 100_000
-_LONGEST = 1 << 12  # bytes
-_GUESSED, _HEADER = 512, 16  # bytes that the library reads before it knows an object's size; the least that it has
-_HEAP_HEADER = 16  # bytes, of a heap and of each object in it
+_LONGEST = 1 << 12  # bytes of a text
+_GUESSED = 512  # bytes that the library reads before it knows an object's size
+_HEADER = 16  # bytes, the least size of an object
+_HEAP_HEADER = 16  # bytes of the header of a heap, and of each object in it
 _CODES = [*("<f2", "<f4", "<f8"), *(f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8))]
 _NUMBERS = {code: h5t.py_create(np.dtype(code)) for code in _CODES}
 
 
 class _File(io.RawIOBase):
-    """A mapped file as the HDF5 library reads it; notes where it found structure."""
+    """A mapped file for the HDF5 library to read from; notes the places of structure.
+
+    Attributes:
+      memory: all bytes of the file, uint8 [n].
+      structure: (first byte, end) of each piece that the library has read.
+    """
 
     def __init__(self, memory: np.ndarray) -> None:
         self.memory, self.position = memory, 0
@@ -60,14 +67,16 @@ class _File(io.RawIOBase):
         return size
 
     def note_header(self, address: int) -> None:
-        """Of an object; the library may have read more than that."""
+        """Notes the header of an object; the library may have read more than that."""
         header = self.memory[address : address + _HEADER].tobytes()
         if header[0] == 1:  # the format that says its size here
             self.structure.add((address, address + _HEADER + int.from_bytes(header[8:12], "little")))
 
 
 def _check_heap(memory: np.ndarray) -> None:
-    """Walks over the objects of a global heap: in a damaged one the library loops for ever, or writes past a buffer."""
+    """Walks over the objects of a global heap; ValueError if it is damaged: there the library loops for ever, or writes
+    past the end of a buffer.
+    """
     size = int.from_bytes(memory[8:16].tobytes(), "little")
     if not _HEAP_HEADER <= size <= len(memory):
         raise ValueError(f"a heap of {size} bytes")
@@ -75,11 +84,16 @@ def _check_heap(memory: np.ndarray) -> None:
     while at + _HEAP_HEADER <= size:
         index = int.from_bytes(memory[at : at + 2].tobytes(), "little")
         length = int.from_bytes(memory[at + 8 : at + 16].tobytes(), "little")
-        # Object 0 is what is free, its length that of all of it.
+        # Object 0 is the free space, and its length includes the header.
         step = _HEAP_HEADER + -(-length // 8) * 8 if index else length
         if step < _HEAP_HEADER or at + step > size or (index and length > _LONGEST):
             raise ValueError(f"a heap with an object of {length} bytes")
         at += step
+
+
+def recognizes(signature: Signature) -> bool:
+    """True for a file that begins as HDF5 does."""
+    return signature.head.startswith(MAGIC)
 
 
 @contextlib.contextmanager
@@ -94,12 +108,17 @@ def opened(path: Path) -> Iterator[Content]:
 
 
 @contextlib.contextmanager
-def content(path: Path, memory: np.ndarray, what: str, layers: Mapping[str, Layer]) -> Iterator[Content]:
-    """The weights in ``memory``, uint8 [n], the bytes of an HDF5 file.
+def content(path: Path, memory: np.ndarray, kind: str, layers: Mapping[str, Layer]) -> Iterator[Content]:
+    """The weights in the bytes of an HDF5 file.
 
     Args:
-      path: said in errors.
-      layers: of the model by their group in the file, such as ``layers/conv2d_1``, if something else tells them.
+      path: of the file, for messages.
+      memory: uint8 [n].
+      kind: name of the format, for messages.
+      layers: group in the file, such as ``layers/conv2d_1`` → layer, for files that do not name their layers.
+
+    Raises:
+      UserError: it is damaged, not by Keras, or does not name its layers.
     """
     view = _File(memory)
     with contextlib.ExitStack() as stack:
@@ -112,11 +131,11 @@ def content(path: Path, memory: np.ndarray, what: str, layers: Mapping[str, Laye
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} is a damaged HDF5 file, or not by Keras ({reason}): fetch it again") from error
-        yield Content("keras", what, tensors)
+        yield Content("keras", kind, tensors)
 
 
 def _objects(file: h5f.FileID, view: _File) -> tuple[dict[str, h5g.GroupID], dict[str, h5d.DatasetID]]:
-    """All groups and all datasets by path; each must be there once."""
+    """All groups and all datasets by path; ValueError if one has two paths."""
     groups: dict[str, h5g.GroupID] = {}
     datasets: dict[str, h5d.DatasetID] = {}
     root = h5o.open(file, b"/")
@@ -142,6 +161,7 @@ def _objects(file: h5f.FileID, view: _File) -> tuple[dict[str, h5g.GroupID], dic
 
 
 def _names(group: h5g.GroupID) -> list[bytes]:
+    """The names in a group; ValueError if one is a link, or there twice."""
     links: list[tuple[bytes, int]] = []
 
     def visit(name: bytes, info: Any) -> bool | None:
@@ -159,13 +179,14 @@ def _names(group: h5g.GroupID) -> list[bytes]:
 
 
 def _tensor(name: str, dataset: h5d.DatasetID, memory: np.ndarray) -> Tensor:
+    """The array of a dataset, a view of ``memory``; ValueError if its values do not lie there in one piece."""
     if dataset.get_space().get_simple_extent_type() == h5s.NULL:
         raise ValueError(f"{name} has no extent")
     shape, dtype = dataset.shape, _dtype(name, dataset.get_type())
     size, stored = math.prod(shape) * dtype.itemsize, dataset.get_storage_size()
     creation, start = dataset.get_create_plist(), dataset.get_offset() or 0
     if creation.get_layout() != h5d.CONTIGUOUS or creation.get_external_count():
-        # Compressed ones among them: much of what the file says of their pieces cannot be held against anything.
+        # Compressed arrays among them: the file says much of their pieces that cannot be verified.
         raise ValueError(f"the values of {name} are in pieces or in another file, which Keras does not write")
     if stored != size or (size and not 0 < start <= len(memory) - size):
         raise ValueError(f"{name} has {size} bytes, of which {stored} were written")
@@ -173,17 +194,17 @@ def _tensor(name: str, dataset: h5d.DatasetID, memory: np.ndarray) -> Tensor:
 
 
 def _dtype(name: str, kind: h5t.TypeID) -> np.dtype:
-    """Of the numbers; none but those that processors know, as the library converts others without a word."""
+    """The type of the numbers; ValueError for those that the library would convert without a word."""
     for code, known in _NUMBERS.items():
         if kind.equal(known):
             return np.dtype(code)
-    if isinstance(kind, h5t.TypeOpaqueID) and kind.get_size() == 2:  # so h5py stores them
+    if isinstance(kind, h5t.TypeOpaqueID) and kind.get_size() == 2:  # as h5py stores bfloat16
         return np.dtype(ml_dtypes.bfloat16)
     raise ValueError(f"{name} is not of little-endian numbers")
 
 
 def _check_places(datasets: Mapping[str, h5d.DatasetID], file: _File) -> None:
-    """No array lies on another, or on structure: an address in the file is wrong."""
+    """ValueError if an array overlaps with another, or with structure: an address in the file is wrong."""
     found = [(it.get_offset(), it.get_storage_size()) for it in datasets.values()]
     spans = sorted((start, start + size) for start, size in found if start is not None)
     for (_, end), (start, _) in itertools.pairwise(spans):
@@ -200,7 +221,7 @@ def _check_places(datasets: Mapping[str, h5d.DatasetID], file: _File) -> None:
 
 
 def _weights(path: Path, file: h5f.FileID, view: _File, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
-    """By ``layer/weight``, without what the optimizer keeps and the seeds of Dropout."""
+    """The arrays by ``layer/weight``, without the state of the optimizer and the seeds of Dropout."""
     groups, datasets = _objects(file, view)
     root = "model_weights/" if "model_weights" in groups else ""
     names = [
@@ -218,11 +239,14 @@ def _weights(path: Path, file: h5f.FileID, view: _File, layers: Mapping[str, Lay
 
 
 def _layer(group: h5g.GroupID) -> str | None:
-    """The name of the layer whose arrays these are; Keras did not write it at first."""
+    """The name of the layer that a group belongs to; None where the file does not say it, as in early Keras 3."""
     if not h5a.exists(group, b"name"):
         return None
     kind = h5a.open(group, b"name")
     if kind.shape != () or not isinstance(kind.get_type(), h5t.TypeStringID) or kind.get_storage_size() > _LONGEST:
-        raise ValueError("the name of a layer is no text")
+        raise ValueError("the name of a layer is not a text")
     name = h5py.AttributeManager(h5py.Group(group))["name"]
     return name.decode() if isinstance(name, bytes) else name
+
+
+FORMAT = Format("Keras .h5 or .weights.h5", recognizes, opened)

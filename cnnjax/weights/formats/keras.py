@@ -7,18 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cnnjax.types import UserError
-from cnnjax.weights import hdf5, keras_names
-from cnnjax.weights.files import Content, mapped
-from cnnjax.weights.keras_names import Layer
-from cnnjax.weights.mapped_zip import MappedZip
+from cnnjax.weights.formats import hdf5, keras_names
+from cnnjax.weights.formats.content import Content, Format, Signature, mapped
+from cnnjax.weights.formats.keras_names import Layer
+from cnnjax.weights.formats.mapped_zip import MappedZip
 
 WEIGHTS, SHARDS, CONFIG = "model.weights.h5", "model.weights.json", "config.json"
 _CONFIG_LIMIT = 64 << 20  # bytes
 
 
+def recognizes(signature: Signature) -> bool:
+    """True for a zip archive that holds the weights of a Keras model, whole or split."""
+    return not signature.entries.isdisjoint((WEIGHTS, SHARDS))
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """The weights of a saved model; its configuration only tells the names of layers. The CRC-32 of both is verified.
+    """The weights of a saved model, whose configuration only tells the names of layers; the CRC-32 of both is verified.
 
     Raises:
       UserError: it is damaged, or its weights are split over several files.
@@ -27,8 +32,8 @@ def opened(path: Path) -> Iterator[Content]:
     if SHARDS in archive.infos:
         raise UserError(f"{path} splits its weights over several files: save the model without max_shard_size")
     with ThreadPoolExecutor(1) as pool:
-        # The checksum takes as long as all the rest: compute it meanwhile. What was found wrong with damaged weights
-        # does not matter then, that they are damaged does.
+        # The checksum takes as long as all the rest, so it is computed meanwhile. Where it is wrong, its error replaces
+        # any other: the cause is the damage.
         checked = pool.submit(archive.read, WEIGHTS)
         try:
             with hdf5.content(path, archive.unchecked(WEIGHTS), ".keras file", _layers(archive)) as content:
@@ -38,14 +43,18 @@ def opened(path: Path) -> Iterator[Content]:
 
 
 def _layers(archive: MappedZip) -> dict[str, Layer]:
-    """Layers by group of the HDF5 file; none for a model that is no list of layers."""
+    """Layers by their group in the HDF5 file; none for a model that is not made of a list of layers."""
     info = archive.infos.get(CONFIG)
     if info is None or info.file_size > _CONFIG_LIMIT:
         raise UserError(
-            f"{archive.path} is a .keras file without {CONFIG}, or with an enormous one: save the model anew"
+            f"{archive.path} is a .keras file without {CONFIG}, or with one of more than {_CONFIG_LIMIT >> 20} MiB: "
+            "save the model anew"
         )
     try:
         model = json.loads(archive.read(CONFIG).tobytes())
         return dict(keras_names.layers_of(model)) if "layers" in model["config"] else {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{archive.path}: its {CONFIG} describes no model ({error}): save the model anew") from error
+
+
+FORMAT = Format("Keras .keras", recognizes, opened)

@@ -1,6 +1,6 @@
 """torch's files without torch: what it wrote, forms of a state dict, and damaged files.
 
-tests/parity compares more of them with torch itself; tests/test_weights_plain_pickle.py has the malicious ones.
+tests/parity compares more of them with torch itself; tests/test_weights_pickle.py has the malicious ones.
 """
 
 import io
@@ -37,14 +37,16 @@ from torch_by_hand import (
 )
 
 from cnnjax.types import UserError
-from cnnjax.weights import mapped_zip, plain_pickle, torch_file
+from cnnjax.weights import formats
+from cnnjax.weights.formats import mapped_zip
+from cnnjax.weights.formats import pickle as pickle_format
+from cnnjax.weights.formats import torch as torch_format
 
 
 @pytest.mark.parametrize("kind", SAVED)
 def test_what_torch_wrote(tmp_path, kind):
     assert same(load(tmp_path / "it.bin", SAVED[kind]), EXPECTED)
-    assert torch_file.is_torch(SAVED["legacy"])
-    assert not torch_file.is_torch(b"PK\x03\x04")
+    assert formats.recognized(tmp_path / "it.bin") is torch_format.FORMAT
 
 
 @pytest.mark.parametrize("make", [zipped, legacy])
@@ -86,9 +88,9 @@ def test_strides_are_those_of_numpy(tmp_path, of, expected):
     assert same(load(tmp_path / "it.pth", zipped(pickled(dictionary(text("w"), tensor(**of))))), {"w": expected})
 
 
-@pytest.mark.parametrize("name", plain_pickle.STORAGES)
+@pytest.mark.parametrize("name", pickle_format.STORAGES)
 def test_types(tmp_path, name):
-    dtype = plain_pickle.STORAGES[name]
+    dtype = pickle_format.STORAGES[name]
     values = np.arange(3).astype(dtype)
     saved = tensor((3,), (1,), of=storage(numel=3, kind=name.replace(" ", ".")))
     data = zipped(pickled(dictionary(text("w"), saved)), s0=values.tobytes())
@@ -99,7 +101,7 @@ def test_values_are_views_of_the_mapped_file_and_deflated_ones_are_read(tmp_path
     path = tmp_path / "it.pth"
     assert same(load(path, zipped(GOOD, zipfile.ZIP_DEFLATED)), {"w": X})
     path.write_bytes(zipped(GOOD))
-    with torch_file.opened(path) as content:
+    with torch_format.opened(path) as content:
         array = content.tensors["w"].read()
         assert not array.flags.writeable
         assert not array.flags.owndata
@@ -170,7 +172,7 @@ FILES = {
     "a name twice": (archive([("m/data.pkl", GOOD), ("m/data.pkl", GOOD)]), "one name twice"),
     "TorchScript": (archive({"m/data.pkl": GOOD, "m/code/m.py": b"", "m/constants.pkl": b""}), "TorchScript"),
     "big-endian": (archive({"m/data.pkl": GOOD, "m/byteorder": b"big", "m/data/0": X.tobytes()}), "little-endian"),
-    "bzip2": (BZIPPED, "compressed otherwise than by deflate"),
+    "bzip2": (BZIPPED, "a method other than deflate"),
     "a directory of elsewhere": (STORED[:-6] + struct.pack("<I", 1 << 20) + STORED[-2:], "it has no header"),
     "encrypted": (STORED[:6] + b"\x01" + STORED[7:], "encrypted"),
     "entries that overlap": (overlapping(), "overlap"),
@@ -188,7 +190,7 @@ FILES = {
     "a storage twice": (legacy(keys=("0", "0")), "lists other storages"),
     "no list": (legacy(keys=pickled(b"N")), "lists other storages"),
     "numbers as names": (legacy(keys=pickle.dumps([0], 2)), "lists other storages"),
-    "more behind it": (legacy(tail=b"x"), "goes on for 1 bytes"),
+    "more behind it": (legacy(tail=b"x"), "has 1 bytes after its last storage"),
 }
 
 
@@ -241,7 +243,7 @@ HEADERS = {
     "a size": (22, b"\x01", "differs from the directory"),
     "a name": (30, b"n", "differs from the directory"),
     "a longer name": (26, b"\x0b", "differs from the directory"),
-    "a place behind the end": (28, b"\xff\xff", "goes on behind the end of the file"),
+    "a place behind the end": (28, b"\xff\xff", "extends beyond the end of the file"),
     "no signature": (0, b"PK\x03\x05", "begins with"),
 }
 
@@ -256,7 +258,7 @@ def test_headers_that_contradict_the_directory(tmp_path, name):
 
 def test_a_pickle_has_a_limit(tmp_path, monkeypatch):
     path = tmp_path / "it.pth"
-    monkeypatch.setattr(torch_file, "PICKLE_LIMIT", 200)
+    monkeypatch.setattr(torch_format, "PICKLE_LIMIT", 200)
     assert len(GOOD) > 200
     refused(path, zipped(GOOD), "its data.pkl has more than")
     refused(path, legacy(), "damaged pickle")

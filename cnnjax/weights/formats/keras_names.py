@@ -1,7 +1,7 @@
-"""What Keras calls the weights in its files: ``layer/weight`` for every array.
+"""Names of the arrays in Keras' files: every key is ``layer/weight``.
 
 The weights of a layer are ``kernel``, ``bias``; ``gamma``, ``beta``, ``moving_mean``, ``moving_variance``; or
-``depthwise_kernel``, ``pointwise_kernel``. Of a model inside a model it is the inner layer's name that counts.
+``depthwise_kernel``, ``pointwise_kernel``. A layer of a model inside a model goes by its own name alone.
 """
 
 import re
@@ -14,12 +14,12 @@ from cnnjax.types import UserError
 
 Shape = tuple[int, ...]
 _WEIGHTS = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance", "depthwise_kernel", "pointwise_kernel")
-# What Keras called them before 2.0; its running_std is a variance.
+# Names before Keras 2.0, whose running_std is a variance.
 _BEFORE = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance"}
 
 
 class Layer(NamedTuple):
-    """What a model's configuration says of a layer: its name; of a BatchNormalization which weights it has."""
+    """The name of a layer in a model's configuration; for a BatchNormalization, the weights that it has."""
 
     name: str
     scale: bool | None
@@ -27,9 +27,13 @@ class Layer(NamedTuple):
 
 
 def legacy(paths: Iterable[str]) -> dict[str, str]:
-    """Key → path, for paths ``layer/name of the weight`` such as ``conv1/conv1/kernel:0``."""
+    """Key → path, for paths ``layer/name of the weight`` such as ``conv1/conv1/kernel:0``.
+
+    Raises:
+      ValueError: an array belongs to no layer, or two arrays have the same key.
+    """
     keys = _unique((_legacy_key(path), path) for path in paths)
-    # A depthwise layer's only kernel, which Keras 2 calls otherwise than Keras 3.
+    # The only kernel of a depthwise layer is a depthwise_kernel in Keras 2 and a kernel in Keras 3.
     alone = {key: key.replace("/depthwise_", "/") for key in keys if _is_alone(key, keys)}
     return _unique((alone.get(key, key), path) for key, path in keys.items())
 
@@ -52,7 +56,7 @@ def _legacy_key(path: str) -> str:
 
 
 def group(path: str) -> str:
-    """Of the layer that the array belongs to: ``layers/conv2d_1/vars/0`` → ``layers/conv2d_1``."""
+    """The group of the layer that an array belongs to: ``layers/conv2d_1/vars/0`` → ``layers/conv2d_1``."""
     return path.rpartition("vars/")[0].rstrip("/")
 
 
@@ -65,10 +69,14 @@ def by_position(
     """Key → path, for paths ``layers/conv2d_1/vars/0`` as Keras 3 writes them.
 
     Args:
-      file: said in the error.
-      shapes: of the arrays, by path.
-      names: of the layers by group, where the file says them.
-      layers: by group, see ``layers_of``; where the file does not say the name, they do.
+      file: for messages.
+      shapes: path → shape of the array.
+      names: group → name of the layer; None where the file does not say it.
+      layers: group → layer, from the configuration (``layers_of``): the names that the file does not say.
+
+    Raises:
+      UserError: nothing names a layer.
+      ValueError: the arrays of a layer are not numbered from 0, or two have the same key.
     """
     members: dict[str, dict[int, str]] = defaultdict(dict)
     for path in shapes:
@@ -79,8 +87,8 @@ def by_position(
         name = names[where] or (layers[where].name if where in layers else None)
         if name is None:
             raise UserError(
-                f"{file} does not say which layer {where} is, as Keras 3 did not at first: save the model as .keras, "
-                "or with a newer Keras"
+                f"{file} does not say which layer {where} is, as the first versions of Keras 3 did not: save the model "
+                "as .keras, or with a newer Keras"
             )
         if sorted(paths) != list(range(len(paths))):
             raise ValueError(f"{where} has the arrays {sorted(paths)}")
@@ -91,7 +99,7 @@ def by_position(
 
 
 def _weights(where: str, shapes: list[Shape], layer: Layer | None) -> list[str]:
-    """Names of a layer's weights from their order and their shapes."""
+    """Names of a layer's weights, from their order and their shapes."""
     count, vectors = len(shapes), sum(len(shape) == 1 for shape in shapes)
     if vectors == count and (count in (3, 4) or where.rpartition("/")[2].startswith("batch_normalization")):
         scale = count == 4 if layer is None or layer.scale is None else layer.scale
@@ -100,12 +108,12 @@ def _weights(where: str, shapes: list[Shape], layer: Layer | None) -> list[str]:
     else:
         names = ["kernel"] if count - vectors == 1 else ["depthwise_kernel", "pointwise_kernel"]
         names += ["bias"] * vectors
-    # Of a kind of layer that no model here has: a number is no weight's name, so that it is left over and told.
+    # A kind of layer that no model here has: no rule asks for a number, so the error lists these weights as left over.
     return names if len(names) == count else [str(i) for i in range(count)]
 
 
 def layers_of(model: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Layer]]:
-    """(group in the file, layer) of a model and of models in it, from its ``config.json``."""
+    """(Group in the file, layer) for a model and the models in it, from its ``config.json``."""
     counts: Counter[str] = Counter()
     for layer in model["config"]["layers"]:
         kind, config = _snake_case(layer["class_name"]), layer["config"]
@@ -117,11 +125,12 @@ def layers_of(model: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _snake_case(name: str) -> str:
-    """The name of a group, from a class: SeparableConv2D → separable_conv2d."""
+    """The name of a group, from that of a class: SeparableConv2D → separable_conv2d."""
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)).lower()
 
 
 def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The (key, path) pairs as a dict; ValueError if a key is there twice."""
     keys: dict[str, str] = {}
     for key, path in pairs:
         if key in keys:

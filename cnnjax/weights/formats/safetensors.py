@@ -1,4 +1,4 @@
-"""``.safetensors``: a header of names, types, shapes and places, then the values."""
+"""``.safetensors``: a header with the name, type, shape and place of each array, then the values."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from cnnjax.types import UserError
-from cnnjax.weights.files import Content, Tensor, by_look, mapped
+from cnnjax.weights.formats.content import Content, Format, Signature, Tensor, from_keys, mapped
 
 _DTYPES = {
     "F64": np.float64,
@@ -31,17 +31,22 @@ _DTYPES = {
 }
 
 
+def recognizes(signature: Signature) -> bool:
+    """True for a file that begins with the length of a header, below 4 GiB, and the header, which is JSON."""
+    return signature.head[4:9] == b"\0\0\0\0{"
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """The weights in a file of timm, torchvision or ``weights.save``, which notes a checksum of the values.
+    """The weights in a file of any publisher, or of ``weights.save``, whose checksum of the values is verified.
 
     Raises:
-      UserError: it is damaged, or of a type that NumPy lacks.
+      UserError: the file is damaged, or has values of a type that NumPy lacks.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            # The library has made sure that they follow on one another and fill the file.
+            # The library has verified that the arrays follow one another without gaps and fill the file.
             headers = [(key, file.get_slice(key)) for key in file.offset_keys()]
             described = [(key, tuple(it.get_shape()), it.get_dtype()) for key, it in headers]
     except (SafetensorError, OSError, ValueError) as error:
@@ -51,9 +56,9 @@ def opened(path: Path) -> Iterator[Content]:
     ours = metadata.get("format") == "cnnjax"
     if ours and f"{zlib.crc32(memory[start:].data):08x}" != metadata.get("crc32"):
         raise UserError(
-            f"{path} is damaged, its checksum differs from that it was written with: fetch or save it again"
+            f"{path} is damaged, its checksum is not the one that it was written with: fetch or save it again"
         )
-    content = by_look("safetensors file", _tensors(path, memory, start, described))
+    content = from_keys("safetensors file", _tensors(path, memory, start, described))
     yield content._replace(names="cnnjax", about=metadata) if ours else content
 
 
@@ -61,7 +66,7 @@ def _tensors(
     path: Path, memory: np.ndarray, start: int, described: list[tuple[str, tuple[int, ...], str]]
 ) -> dict[str, Tensor]:
     if unknown := sorted({code for _, _, code in described} - _DTYPES.keys()):
-        raise UserError(f"{path} has values of {unknown}, expected {sorted(_DTYPES)}: convert them")
+        raise UserError(f"{path} has values of the types {unknown}, expected {sorted(_DTYPES)}: convert them")
     tensors, at = {}, start
     for key, shape, code in described:
         dtype = np.dtype(_DTYPES[code])
@@ -73,3 +78,6 @@ def _tensors(
 
 def _view(memory: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory.view(dtype).reshape(shape)
+
+
+FORMAT = Format(".safetensors", recognizes, opened)

@@ -1,7 +1,7 @@
-"""Pickles of plain containers and torch tensors, read without running anything that they ask for.
+"""Pickles of plain containers and torch tensors, read without running any code that they name.
 
-Python's own unpickler calls what a file names. Here all opcodes are looked at first; then containers are built from
-them, and descriptions of tensors, by code that calls nothing.
+Python's own unpickler calls every function that a file names. Here all opcodes are inspected first; then they build
+containers, and descriptions of tensors, and call nothing.
 """
 
 import mmap
@@ -16,7 +16,7 @@ import numpy as np
 
 from cnnjax.types import UserError
 
-MAX_OPCODES = 500_000  # about 40 for each tensor; a model has some hundreds of them
+MAX_OPCODES = 500_000  # a tensor takes about 40; a model has some hundreds of tensors
 MAX_DIMS = 32
 _STORAGES = {
     "torch FloatStorage": "<f4",
@@ -32,15 +32,16 @@ _STORAGES = {
 }
 STORAGES: Mapping[str, np.dtype] = {name: np.dtype(code) for name, code in _STORAGES.items()}
 _ORDERED_DICT, _PARAMETER = "collections OrderedDict", "torch._utils _rebuild_parameter"
-_TENSOR = {"torch._utils _rebuild_tensor": 4, "torch._utils _rebuild_tensor_v2": 6}  # arguments; the first: torch < 0.4
+# Function → number of its arguments; torch before 0.4 wrote the first.
+_TENSOR = {"torch._utils _rebuild_tensor": 4, "torch._utils _rebuild_tensor_v2": 6}
 _UNKNOWN = "any opcode that is not known"
 GLOBALS = frozenset({*STORAGES, *_TENSOR, _ORDERED_DICT, _PARAMETER})
-_KEYS = (str, int, float, bool, type(None))  # whose hash costs nothing: that of nested tuples can take for ever
+_KEYS = (str, int, float, bool, type(None))  # cheap to hash: nested tuples can take for ever
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of ``numel`` values that the file holds under ``key``."""
+    """``numel`` values, one after the other, that the file holds under ``key``."""
 
     dtype: np.dtype
     key: str
@@ -49,7 +50,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class TorchTensor:
-    """A tensor: elements of a storage, ``offset`` and ``stride`` counted in elements, as the file states them."""
+    """A tensor as the file describes it: elements of a storage; ``offset`` and ``stride`` are counted in elements."""
 
     storage: Storage
     offset: int
@@ -59,39 +60,41 @@ class TorchTensor:
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """What a pickle asks for by name, which is never looked up."""
+    """A function or class that a pickle names; it is never looked up."""
 
     name: str  # "module name"
 
 
 def load(file: IO[bytes] | mmap.mmap, path: Path) -> tuple[Any, Mapping[str, Storage]]:
-    """The next pickle of ``file``, which is left behind its end; and all storages that it mentions, by key.
+    """The object in the next pickle of ``file``, and all storages that it mentions, by key.
 
-    Dicts and OrderedDicts become dicts, tensors and parameters TorchTensor, none of which was held
-    against the data of its storage yet.
+    Dicts and OrderedDicts become dicts; tensors and parameters become TorchTensor, not yet compared with the data of
+    their storages. The position of ``file`` is then the end of the pickle.
 
     Args:
-      path: for the messages.
+      file: at the beginning of a pickle.
+      path: for messages.
 
     Raises:
-      UserError: the file asks for anything else, or is damaged.
+      UserError: the pickle asks for anything else, or is damaged.
     """
     return _Machine(path).run(_scanned(file, path))
 
 
 def _scanned(file: IO[bytes] | mmap.mmap, path: Path) -> list[tuple[str, Any]]:
+    """The opcodes of a pickle with their arguments, up to the first that is not known."""
     opcodes: list[tuple[str, Any]] = []
     try:
         for opcode, arg, at in pickletools.genops(file):  # type: ignore[arg-type]  # an mmap reads like a file
             if opcode.name in ("GLOBAL", "INST"):
                 _known(path, arg)
             if opcode.name not in _ACTIONS:
-                # Left to the machine, which knows the name that a STACK_GLOBAL before it asks for.
+                # The machine refuses it, after a STACK_GLOBAL before it: the message then has the name asked for.
                 return [*opcodes, (_UNKNOWN, f"uses the opcode {opcode.name} at byte {at}")]
             if len(opcodes) == MAX_OPCODES:
                 raise _refused(path, f"has more than {MAX_OPCODES:,} opcodes")
             opcodes.append((opcode.name, arg))
-    # What pickletools raises for a pickle that breaks off, or holds no text where it should.
+    # The exceptions that pickletools raises for a pickle that breaks off, or lacks a text where one should be.
     except (ValueError, OverflowError) as error:
         raise _damaged(path, error) from error
     return opcodes
@@ -122,7 +125,7 @@ def _natural(*values: Any) -> bool:
 
 
 class _Machine:
-    """The stack that the opcodes work on."""
+    """The stack and the memo that the opcodes work on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -150,7 +153,7 @@ class _Machine:
         self.stack = []
 
     def marked(self) -> list[Any]:
-        """All down to the mark, which goes too."""
+        """Takes all values above the last mark from the stack, and the mark."""
         values, self.stack = self.stack, self.outer.pop()
         return values
 
@@ -158,9 +161,9 @@ class _Machine:
         return tuple([self.stack.pop() for _ in range(count)][::-1])
 
     def into(self, kind: type) -> Any:
-        """What is on top, to be added to."""
+        """The container on top of the stack, which stays there; UserError if it is of another kind."""
         if type(self.stack[-1]) is not kind:
-            raise _refused(self.path, f"adds to a {type(self.stack[-1]).__name__} as to a {kind.__name__}")
+            raise _refused(self.path, f"adds to a {type(self.stack[-1]).__name__} as if to a {kind.__name__}")
         return self.stack[-1]
 
     def refuse(self, what: str) -> None:
@@ -181,7 +184,7 @@ class _Machine:
 
     def fill(self, target: dict[Any, Any], key: Any, value: Any) -> None:
         self.filled += 1
-        if self.filled > MAX_OPCODES:  # a list in the memo can be made into many dicts
+        if self.filled > MAX_OPCODES:  # few opcodes can make one list into many dicts
             raise _refused(self.path, f"has more than {MAX_OPCODES:,} keys")
         if type(key) not in _KEYS:
             raise _refused(self.path, f"has a {type(key).__name__} as a key")
@@ -197,13 +200,13 @@ class _Machine:
 
     def storage(self, _: Any) -> None:
         match self.stack.pop():
-            # The legacy format adds None, or a view, which torch 0.4 and later do not write.
+            # The legacy format adds None, or a view, which torch has not written since 0.4.
             case ("storage", Global(name), str(key), str(), numel, *view) if view in ([], [None]):
                 pass
             case other:
                 raise _refused(self.path, f"refers to a {_kind(other)} outside its pickle")
         if name not in STORAGES or not _natural(numel):
-            raise _refused(self.path, f"refers to data that are no storage ({_shown(name)})")
+            raise _refused(self.path, f"refers to data that is no storage ({_shown(name)})")
         found = Storage(STORAGES[name], key, numel)
         if self.storages.setdefault(key, found) != found:
             raise _damaged(self.path, f"storage {key[:80]!r} has two sizes or types")
@@ -224,7 +227,7 @@ class _Machine:
             raise _refused(self.path, f"calls {_shown(name)} with {len(args)} arguments")
 
     def ordered_dict(self, args: tuple[Any, ...]) -> dict[Any, Any]:
-        """Empty, to be filled; Python 2 gave its pairs here."""
+        """An OrderedDict, which later opcodes fill; Python 2 gave its pairs as the argument."""
         pairs = args[0] if args else []
         if len(args) > 1 or type(pairs) is not list:
             raise _refused(self.path, f"makes an OrderedDict of a {_kind(pairs)}")
@@ -242,14 +245,14 @@ class _Machine:
         return TorchTensor(storage, offset, size, stride)
 
     def build(self, _: Any) -> None:
-        """A state dict's ``_metadata`` (versions of layers) is an attribute of its OrderedDict: dropped."""
+        """Drops the attributes of a state dict: ``_metadata``, the versions of its layers."""
         if type(self.stack.pop()) is not dict:
             raise _refused(self.path, "sets a state that is not a dict")
         self.into(dict)
 
 
 def _kind(value: Any) -> str:
-    """Its type, and the first word if it has one."""
+    """The type of a value for messages, and its first item if that is a text."""
     first = value[0] if isinstance(value, tuple) and value else None
     return type(value).__name__ + (f" of {_shown(first)!r}" if isinstance(first, str) else "")
 
@@ -260,7 +263,7 @@ def _nothing(machine: _Machine, arg: Any) -> None:
 
 _Action = Callable[[_Machine, Any], None]
 _NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
-_TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING")  # the last two: Python 2
+_TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING")  # Python 2 wrote the last two
 _ACTIONS: dict[str, _Action] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), _nothing),
     **dict.fromkeys((*_NUMBERS, *_TEXTS), _Machine.push),

@@ -1,7 +1,7 @@
-"""Files of ``torch.save``, its zip format and the one before it, read without torch.
+"""Files of ``torch.save``, in its zip format and in the legacy one before it, read without torch.
 
-Both hold a pickle that describes the tensors, and the storages that they are cut from. The CRC-32 of zip entries is
-checked; of the legacy format only the structure can be, so a flipped bit of a value goes unnoticed there.
+Both hold a pickle that describes the tensors, and the storages with their values. The CRC-32 of zip entries is
+verified; the legacy format has no checksums, so a flipped bit of a value goes unnoticed there.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from cnnjax.types import UserError
-from cnnjax.weights import files, plain_pickle
-from cnnjax.weights.files import KINDS, ZIP, Content, Tensor, by_look
-from cnnjax.weights.mapped_zip import MappedZip
-from cnnjax.weights.plain_pickle import Storage, TorchTensor
+from cnnjax.weights.formats import mapped_zip, pickle
+from cnnjax.weights.formats.content import Content, Format, Signature, Tensor, from_keys, mapped
+from cnnjax.weights.formats.mapped_zip import MappedZip
+from cnnjax.weights.formats.pickle import Storage, TorchTensor
 
 PICKLE_LIMIT = 64 << 20  # bytes
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format: torch.serialization
@@ -26,38 +26,51 @@ _MAGIC_PICKLED = b"\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."
 _TAR = b"ustar"  # at byte 257
 SAVE_AGAIN = "load it with torch and save it anew: torch.save(model.state_dict(), ...)"
 
-Fetch = Callable[[Storage], np.ndarray]  # the bytes of a storage
+Fetch = Callable[[Storage], np.ndarray]  # gives the bytes of a storage
 
 
-def is_torch(start: bytes) -> bool:
-    """Whether a file that is no zip begins as torch's legacy format does, or as the tar that it used before."""
-    return (start[:1] == b"\x80" and _MAGIC_PICKLED in start[:32]) or start[257:262] == _TAR
+def recognizes(signature: Signature) -> bool:
+    """True for a zip archive with the pickle of ``torch.save``, the legacy format, and the tar archive before that."""
+    in_zip = any(_is_pickle(name) for name in signature.entries)
+    return in_zip or _is_legacy(signature.head) or _is_tar(signature.head)
+
+
+def _is_pickle(entry: str) -> bool:
+    return entry.split("/")[1:] == ["data.pkl"]
+
+
+def _is_legacy(head: bytes) -> bool:
+    return head.startswith(b"\x80") and _MAGIC_PICKLED in head[:32]
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == _TAR
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
     """A state dict that torch saved, by itself or under "state_dict" or "model" of a dict.
 
-    DataParallel's prefix ``module.`` is taken off; ``num_batches_tracked`` is left out.
+    The prefix ``module.`` of DataParallel is taken off; ``num_batches_tracked`` is left out.
 
     Raises:
-      UserError: it is of another format, damaged, or asks for more than tensors and plain containers.
+      UserError: the file is of another format, damaged, or asks for more than tensors and plain containers.
     """
     with path.open("rb") as file:
-        start = file.read(512)
-    saved, fetch = _zipped(path) if start.startswith(ZIP) else _legacy(path, start)
-    yield by_look("torch file", {key: _tensor(path, key, it, fetch) for key, it in _state(path, saved).items()})
+        head = file.read(512)
+    saved, fetch = _zipped(path) if head.startswith(mapped_zip.MAGIC) else _legacy(path, head)
+    yield from_keys("torch file", {key: _tensor(path, key, it, fetch) for key, it in _state(path, saved).items()})
 
 
-def _check_legacy(path: Path, start: bytes) -> None:
-    if start[257:262] == _TAR:
+def _check_legacy(path: Path, head: bytes) -> None:
+    if _is_tar(head):
         raise UserError(f"{path} is a tar archive, as torch wrote before 0.1.10: {SAVE_AGAIN}")
-    if not is_torch(start):
-        raise UserError(f"{path} begins with {start[:8]!r}: expected a file of torch.save, or it is cut off")
+    if not _is_legacy(head):
+        raise UserError(f"{path} begins with {head[:8]!r}: expected a file of torch.save, or it is cut off")
 
 
 def _state(path: Path, saved: Any) -> dict[str, TorchTensor]:
-    """The state dict in what was saved."""
+    """The state dict in a saved object."""
     if type(saved) is dict:
         saved = next((saved[name] for name in ("state_dict", "model") if type(saved.get(name)) is dict), saved)
     if type(saved) is not dict:
@@ -73,8 +86,8 @@ def _tensor(path: Path, key: str, it: TorchTensor, fetch: Fetch) -> Tensor:
     if not _fits(it):
         what = f"{key[:80]!r} of size {it.size}, stride {it.stride}, offset {it.offset}"
         raise UserError(
-            f"{path}: {what[:300]} does not fit its storage of {it.storage.numel} elements: damaged, or an expanded "
-            "tensor, to be saved as .contiguous()"
+            f"{path}: {what[:300]} does not fit its storage of {it.storage.numel} elements: the file is damaged, or "
+            "it is an expanded tensor, which must be saved as .contiguous()"
         )
 
     def read() -> np.ndarray:
@@ -88,7 +101,7 @@ def _tensor(path: Path, key: str, it: TorchTensor, fetch: Fetch) -> Tensor:
 
 
 def _fits(it: TorchTensor) -> bool:
-    """Whether all elements lie in the storage, and none of them twice, or a few bytes could ask for all memory."""
+    """True if all elements lie in the storage, and no two at one place: else a small file could claim all memory."""
     if 0 in it.size:
         return math.prod(n or 1 for n in it.size) < 1 << 31
     last = 0
@@ -99,56 +112,58 @@ def _fits(it: TorchTensor) -> bool:
     return it.offset + last < it.storage.numel
 
 
-def _legacy(path: Path, start: bytes) -> tuple[Any, Fetch]:
-    """Five pickles, then for each storage its number of elements (int64) and the elements."""
-    _check_legacy(path, start)
-    mapped = files.mapped(path)
-    limit = min(len(mapped), PICKLE_LIMIT)
+def _legacy(path: Path, head: bytes) -> tuple[Any, Fetch]:
+    """Reads five pickles, then for each storage its number of elements (int64) and the elements."""
+    _check_legacy(path, head)
+    memory = mapped(path)
+    limit = min(len(memory), PICKLE_LIMIT)
     with path.open("rb") as file, mmap.mmap(file.fileno(), limit, access=mmap.ACCESS_READ) as pickles:
-        magic, protocol, system = (plain_pickle.load(pickles, path)[0] for _ in range(3))
+        magic, protocol, system = (pickle.load(pickles, path)[0] for _ in range(3))
         if magic != MAGIC or protocol != PROTOCOL or type(system) is not dict:
             raise UserError(f"{path} begins with a damaged header: fetch it again")
         if system.get("little_endian") is not True:
             raise UserError(f"{path} was written on a big-endian machine: {SAVE_AGAIN}")
-        saved, storages = plain_pickle.load(pickles, path)
-        keys, _ = plain_pickle.load(pickles, path)
+        saved, storages = pickle.load(pickles, path)
+        keys, _ = pickle.load(pickles, path)
         at = pickles.tell()
-    data = _legacy_data(path, mapped, at, keys, storages)
+    data = _legacy_data(path, memory, at, keys, storages)
     return saved, lambda storage: data[storage.key]
 
 
 def _legacy_data(
-    path: Path, mapped: np.ndarray, at: int, keys: Any, storages: Mapping[str, Storage]
+    path: Path, memory: np.ndarray, at: int, keys: Any, storages: Mapping[str, Storage]
 ) -> dict[str, np.ndarray]:
-    """The bytes of each storage, of which ``keys`` tells the order; they begin at byte ``at`` and end with the file."""
-    # Whole names only, so that sorting cannot fail; sorted they show a key that is missing, too many or there twice.
+    """The bytes of each storage, in the order of ``keys``; they begin at byte ``at`` and end with the file."""
+    # Texts only, or sorting may fail; sorted lists differ where a key is missing, too many or there twice.
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
-        raise UserError(f"{path} lists other storages than its {len(storages)} tensors have: damaged, fetch it again")
+        raise UserError(
+            f"{path} lists other storages than the {len(storages)} that its tensors have: damaged, fetch it again"
+        )
     data = {}
     for key in keys:
         storage = storages[key]
-        numel = int.from_bytes(mapped[at : at + 8].tobytes(), "little", signed=True)
+        numel = int.from_bytes(memory[at : at + 8].tobytes(), "little", signed=True)
         end = at + 8 + storage.numel * storage.dtype.itemsize
-        if numel != storage.numel or end > len(mapped):
+        if numel != storage.numel or end > len(memory):
             what = f"storage {key[:80]!r} has {numel} elements, expected {storage.numel}"
-            raise UserError(f"{path}: {what}, up to byte {end} of {len(mapped)}: damaged, fetch it again")
-        data[key] = mapped[at + 8 : end]
+            raise UserError(f"{path}: {what}, up to byte {end} of {len(memory)}: damaged, fetch it again")
+        data[key] = memory[at + 8 : end]
         at = end
-    if at != len(mapped):
-        raise UserError(f"{path} goes on for {len(mapped) - at} bytes behind its last storage: damaged, fetch it again")
+    if at != len(memory):
+        raise UserError(f"{path} has {len(memory) - at} bytes after its last storage: damaged, fetch it again")
     return data
 
 
 def _zipped(path: Path) -> tuple[Any, Fetch]:
-    """``<root>/data.pkl``, for each storage ``<root>/data/<key>``, and ``<root>/byteorder`` since torch 2.1."""
-    archive = MappedZip(path, files.mapped(path))
+    """Reads ``<root>/data.pkl``, for each storage ``<root>/data/<key>``, and ``<root>/byteorder`` since torch 2.1."""
+    archive = MappedZip(path, mapped(path))
     root = _root(path, archive.infos)
     order = archive.infos.get(f"{root}/byteorder")
     if order and (order.file_size > 6 or archive.read(order.filename).tobytes() != b"little"):
         raise UserError(f"{path} was not written on a little-endian machine: {SAVE_AGAIN}")
     if archive.infos[f"{root}/data.pkl"].file_size > PICKLE_LIMIT:
         raise UserError(f"{path}: its data.pkl has more than {PICKLE_LIMIT >> 20} MiB: {SAVE_AGAIN}")
-    saved, storages = plain_pickle.load(io.BytesIO(archive.read(f"{root}/data.pkl").tobytes()), path)
+    saved, storages = pickle.load(io.BytesIO(archive.read(f"{root}/data.pkl").tobytes()), path)
     for key, storage in storages.items():
         info, size = archive.infos.get(f"{root}/data/{key}"), storage.numel * storage.dtype.itemsize
         if info is None or info.file_size != size:
@@ -159,15 +174,16 @@ def _zipped(path: Path) -> tuple[Any, Fetch]:
 
 def _root(path: Path, names: Iterable[str]) -> str:
     """The folder that holds all entries."""
-    parts = [tuple(name.split("/", 2)) for name in names]
-    roots = [part[0] for part in parts if part[1:] == ("data.pkl",)]
-    if any(part[1:2] in (("code",), ("constants.pkl",)) for part in parts):
+    names = list(names)
+    roots = [name.partition("/")[0] for name in names if _is_pickle(name)]
+    if any(name.split("/")[1:2] in (["code"], ["constants.pkl"]) for name in names):
         raise UserError(
             f"{path} is a TorchScript model: load it with torch.jit and save its weights: "
             "torch.save(model.state_dict(), ...)"
         )
     if len(roots) != 1:
-        raise UserError(
-            f"{path} is a zip archive with {len(roots)} data.pkl in it, expected 1, as torch.save writes it; or {KINDS}"
-        )
+        raise UserError(f"{path} is a zip archive with {len(roots)} data.pkl in it, expected 1, as torch.save writes")
     return roots[0]
+
+
+FORMAT = Format("torch .pth", recognizes, opened)

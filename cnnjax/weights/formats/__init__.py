@@ -1,0 +1,71 @@
+"""Readers of files of weights, one module per format; the format is told from the content of the file.
+
+To add a format, add a module to this package with a ``FORMAT``; nothing else needs to know. At most one format may
+recognize a file, so their order does not matter.
+"""
+
+import contextlib
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from cnnjax.types import UserError
+from cnnjax.weights.formats import mapped_zip
+from cnnjax.weights.formats.content import Content, Format, Signature
+
+_HEAD = 512  # bytes of a file that formats are told by
+
+
+def known() -> list[Format]:
+    """The formats of all modules of this package."""
+    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
+    return [module.FORMAT for module in modules if hasattr(module, "FORMAT")]
+
+
+def signature(path: Path) -> Signature:
+    """The beginning of a file, or what else its format is told by.
+
+    Raises:
+      UserError: the file cannot be read, or is a damaged zip archive.
+    """
+    if path.is_dir():
+        return Signature(path, b"", frozenset())
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: give a file of weights, or a tag of weights.published()") from error
+    entries = mapped_zip.directory(path) if head.startswith(mapped_zip.MAGIC) else []
+    return Signature(path, head, frozenset(entry.filename for entry in entries))
+
+
+def recognized(path: Path) -> Format:
+    """The format of a file, or of a folder.
+
+    Raises:
+      UserError: no format recognizes it, or several do.
+    """
+    found, formats = signature(path), known()
+    fitting = [each for each in formats if each.recognizes(found)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = " or ".join(sorted(each.name for each in fitting))
+        raise UserError(f"{path} may be {names}: save the weights anew, in one of these formats")
+    expected = ", ".join(sorted(each.name for each in formats))
+    what = f"holds {sorted(found.entries)[:3]}" if found.entries else f"begins with {found.head[:8]!r}"
+    raise UserError(f"{path} {what}, which no file of weights does: expected {expected}")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Content]:
+    """The weights in a file, or in a folder that Orbax wrote.
+
+    Raises:
+      UserError: there is no such file, its format is unknown, or it is damaged or empty.
+    """
+    with recognized(path).opened(path) as content:
+        if not content.tensors:
+            raise UserError(f"{path}: a {content.kind} without weights")
+        yield content

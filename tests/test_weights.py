@@ -1,8 +1,13 @@
 """weights.load and save: every array once, exact folds, heads, errors with both sides."""
 
 import functools
+import json
+import subprocess
+import sys
+import zlib
 from typing import ClassVar
 
+import chex
 import classify
 import flax
 import flax.linen as linen
@@ -241,8 +246,7 @@ def test_every_model_is_saved_and_loaded_bit_for_bit(tmp_path):
         variables = jax.tree.map(lambda x: rng.uniform(0.1, 1, x.shape).astype(x.dtype), tree)  # noqa: B023
         path = weights.save(tmp_path / f"{name}.bin", variables, model)
         loaded = weights.load(path, model, **size)
-        assert jax.tree.structure(loaded) == jax.tree.structure(variables)
-        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded, variables)))
+        chex.assert_trees_all_equal(loaded, variables, strict=True)
     assert not [p for p in tmp_path.iterdir() if p.suffix != ".bin"]
 
 
@@ -269,7 +273,7 @@ def test_images_of_another_size_or_number_of_channels(tmp_path):
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 10, 1)))
     path = weights.save(tmp_path / "w", variables, model)
     loaded = weights.load(path, model, image_size=(8, 10, 1))
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded, variables)))
+    chex.assert_trees_all_equal(loaded, variables)
     with pytest.raises(UserError, match=r"depend on the size of images: give its image_size="):
         weights.load(weights.save(path, jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 10, 3))), model), model)
     for size in (0, "6", (1, 2, 3, 4), 2.5):
@@ -323,6 +327,36 @@ def test_save_refuses_what_is_not_the_model_s(tmp_path):
     assert not path.exists()
 
 
+SAVES = """
+import sys
+import numpy as np
+from cnnjax import models, weights
+from cnnjax.weights import rules
+model = models.create("lenet5_modern")
+tree = {}
+for where, slot in sorted(rules.structure(model, model.image_shape).slots.items(), reverse=bool(int(sys.argv[2]))):
+    inner = tree
+    for name in where[:-1]:
+        inner = inner.setdefault(name, {})
+    inner[where[-1]] = np.full(slot.shape, len(where[-2]), slot.dtype)
+weights.save(sys.argv[1], tree, model)
+"""
+
+
+def test_the_same_values_are_saved_as_the_same_bytes(tmp_path):
+    """In another process, at another time, with the variables in another order."""
+    for name, reverse in (("a", "0"), ("b", "1")):
+        subprocess.run([sys.executable, "-c", SAVES, str(tmp_path / name), reverse], check=True)
+    content = (tmp_path / "a").read_bytes()
+    assert content == (tmp_path / "b").read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    assert end % 8 == 0
+    assert list(header) == ["__metadata__", *sorted(header.keys() - {"__metadata__"})]
+    assert list(header["__metadata__"]) == ["format", "model", "fields", "crc32"]
+    assert header["__metadata__"]["crc32"] == f"{zlib.crc32(content[end:]):08x}"
+
+
 def test_saved_weights_are_read_by_safetensors_itself_and_a_flip_is_noticed(tmp_path):
     from safetensors.numpy import load_file
 
@@ -352,7 +386,7 @@ def test_flipped_bits_of_a_saved_file_are_noticed_or_change_nothing(tmp_path):
         except UserError:
             refused += 1
         else:
-            assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded, variables))), at
+            chex.assert_trees_all_equal(loaded, variables, custom_message=f"byte {at}")
     assert refused > 0.9 * header
 
 
@@ -362,11 +396,11 @@ def test_the_result_survives_the_file(tmp_path, write):
     variables = weights.load(path, Net())
     before = jax.tree.map(np.array, variables)
     path.write_bytes(b"\0" * path.stat().st_size)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, variables)))
+    chex.assert_trees_all_equal(before, variables)
 
 
 def test_loaded_variables_train(write, images):
     variables = weights.load(write(torch_arrays()), Net())
     apply = functools.partial(Net().apply, train=True, mutable=["batch_stats"])
     grads = jax.grad(lambda p: apply({**variables, "params": p}, images)[0][0].sum())(variables["params"])
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    chex.assert_tree_all_finite(grads)

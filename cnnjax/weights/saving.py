@@ -1,12 +1,9 @@
-"""Weights into a file that ``weights.load``, and everything that reads safetensors, understands."""
+"""Saving of weights as safetensors, which ``weights.load`` and many other programs read."""
 
-import contextlib
 import json
-import os
-import threading
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as linen
 import jax
@@ -14,10 +11,11 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
+from cnnjax import atomic
 from cnnjax.types import PyTree, UserError
 from cnnjax.weights import rules
 
-_NO_DIGEST = "not yet "  # as long as a CRC-32 in hexadecimal
+_LENGTH = 8  # bytes at the beginning, which hold the length of the header
 
 
 def save(
@@ -25,44 +23,56 @@ def save(
 ) -> Path:
     """Writes the variables of ``model``, so that ``load(path, model)`` gives them back bit for bit.
 
-    Keys are paths, ``params/stem/conv/kernel``; the header has the CRC-32 of all that follows it, which ``load``
-    verifies. The file has its name only once it is whole.
+    Keys are paths, ``params/stem/conv/kernel``; the header has the CRC-32 of the values, which ``load`` verifies. The
+    same values give the same bytes. The file is written whole or not at all; of several processes the first writes it.
 
     Args:
-      path: of the file; an old one is replaced.
-      variables: ``{"params": …, "batch_stats": …}``, no more and no less than the model has.
+      path: of the file, which is replaced if it exists; its folder is made.
+      variables: ``{"params": …, "batch_stats": …}``, exactly those of the model.
       model: whose variables they are.
-      layout: "safetensors".
+      layout: "safetensors", the only one.
 
     Returns:
       The path.
 
     Raises:
-      UserError: another layout, variables that are not this model's, or a path that cannot be written.
+      UserError: another layout, variables of another model, values that are not finite, or a path that cannot be
+        written.
     """
     path = Path(path)
     if layout != "safetensors":
         raise UserError(f'weights are saved in the layout "safetensors", got {layout!r}')
     flat = {"/".join(where): np.asarray(x) for where, x in traverse_util.flatten_dict(dict(variables)).items()}
     _check(flat, model)
-    fields = json.dumps(rules.fields(model))
-    metadata = {"format": "cnnjax", "model": type(model).__name__, "fields": fields, "crc32": _NO_DIGEST}
-    content = safetensors.numpy.save({key: np.ascontiguousarray(x) for key, x in flat.items()}, metadata)
-    start = 8 + int.from_bytes(content[:8], "little")
-    digest = f"{zlib.crc32(memoryview(content)[start:]):08x}"
-    _write(path, [content[:start].replace(_NO_DIGEST.encode(), digest.encode(), 1), memoryview(content)[start:]])
+    content = memoryview(safetensors.numpy.save({key: np.ascontiguousarray(x) for key, x in flat.items()}))
+    end = _LENGTH + int.from_bytes(content[:_LENGTH], "little")
+    header, values = json.loads(bytes(content[_LENGTH:end])), content[end:]
+    _write(path, [_header({"__metadata__": _about(model, values), **header}), values])
     return path
 
 
+def _about(model: linen.Module, values: memoryview) -> dict[str, str]:
+    """The texts in the header that name the format and the model, and the checksum of the values."""
+    fields = json.dumps(rules.fields(model))
+    return {"format": "cnnjax", "model": type(model).__name__, "fields": fields, "crc32": f"{zlib.crc32(values):08x}"}
+
+
+def _header(header: dict[str, Any]) -> bytes:
+    """The header of a safetensors file; the library itself writes the texts in an order that changes by chance."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the values begin at a multiple of 8 bytes
+    return len(text).to_bytes(_LENGTH, "little") + text
+
+
 def _check(flat: dict[str, np.ndarray], model: linen.Module) -> None:
-    """UserError unless these are all arrays of the model, of its shapes and types, and finite."""
+    """UserError unless these are exactly the arrays of the model, of its shapes and types, and finite."""
     slots = {"/".join(where): slot for where, slot in rules.structure(model, model.image_shape).slots.items()}
     if flat.keys() != slots.keys():
         lacks, more = (sorted(a.keys() - b.keys())[: rules.SHOWN] for a, b in ((slots, flat), (flat, slots)))
         raise UserError(f"these are not the variables of this {type(model).__name__}: without {lacks}, but with {more}")
     for key, x in flat.items():
         slot = slots[key]
-        # What a kernel takes may follow from the images' size and channels.
+        # The number of inputs of a kernel may depend on the size and the channels of the images.
         free = (
             x.ndim > 1
             and len(slot.shape) == x.ndim
@@ -72,21 +82,15 @@ def _check(flat: dict[str, np.ndarray], model: linen.Module) -> None:
             have = f"{x.dtype} {list(x.shape)}"
             raise UserError(f"{key} of this {type(model).__name__} is {slot.dtype} {list(slot.shape)}, got {have}")
         if not np.isfinite(x).all():
-            raise UserError(f"{key} holds NaN or infinity: such weights are not worth keeping")
+            raise UserError(f"{key} holds NaN or infinity, which is not saved: the training diverged")
 
 
-def _write(path: Path, parts: list) -> None:
+def _write(path: Path, parts: list[Any]) -> None:
     if jax.process_index():
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with atomic.writing(path) as file:
             file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}: choose another path, or make room") from error

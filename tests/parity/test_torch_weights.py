@@ -1,5 +1,6 @@
 """Weights in torch's files: the same from every format, for every family of torchvision and timm; and VGG's logits."""
 
+import chex
 import jax
 import numpy as np
 import peers
@@ -44,7 +45,7 @@ def test_every_format_gives_the_same(tmp_path, peer, name):
         loaded.append(weights.load(tmp_path / saved, model))
         (tmp_path / saved).unlink()
     for other in loaded[1:]:
-        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded[0], other)))
+        chex.assert_trees_all_equal(loaded[0], other)
     count = sum(x.numel() for key, x in state.state_dict().items() if not key.endswith("num_batches_tracked"))
     assert sum(x.size for x in jax.tree.leaves(loaded[0])) == count
 
@@ -55,7 +56,7 @@ def test_auxiliary_heads_stay_behind_where_the_model_has_none(tmp_path, peer, na
     with_aux, without = (weights.load(tmp_path / "w.pth", models.create(name, aux=aux)) for aux in (True, False))
     rest = {key: value for key, value in with_aux["params"].items() if not key.startswith("aux")}
     assert len(rest) < len(with_aux["params"])
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, rest, without["params"])))
+    chex.assert_trees_all_equal(rest, without["params"])
 
 
 def test_a_new_head_of_another_size_also_where_the_model_has_auxiliary_ones(tmp_path, peer):

@@ -67,7 +67,7 @@ def torch_arrays(seed=0):
 
 
 def expected_logits(a, images):
-    """The torch net of these arrays, by the book, in float64."""
+    """Logits of the torch network with these arrays, computed by its definition in float64."""
     a = {name: x.astype(np.float64) for name, x in a.items()}
     x = np.pad(images.transpose(0, 3, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1))).astype(np.float64)
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))
@@ -228,7 +228,7 @@ def test_a_model_without_rules_for_the_file_says_which_it_has(write):
 
 
 def test_every_model_is_saved_and_loaded_bit_for_bit(tmp_path):
-    """One by name of each file of models, with and without statistics, dense layers by image size, auxiliary heads."""
+    """Models with and without statistics, auxiliary heads and dense layers whose shapes depend on the image size."""
     small = {"image_size": 64}
     for name, size in (
         ("lenet5", {}),
@@ -251,7 +251,7 @@ def test_every_model_is_saved_and_loaded_bit_for_bit(tmp_path):
 
 
 def test_weights_of_another_variant_do_not_load_silently(tmp_path):
-    """They have the shapes and compute something else."""
+    """The shapes fit, but the model would compute something else."""
     variables = jax.jit(Net().init)(jax.random.key(0), np.zeros((1, 6, 4, 3)))
     path = weights.save(tmp_path / "w", variables, Net())
     for other, says in ((Net(padding=0), "padding=1, this one has padding=0"), (Net(epsilon=0.1), "epsilon=0.001")):
@@ -290,7 +290,7 @@ def test_a_tag_that_is_also_a_file_is_ambiguous(write, tmp_path, monkeypatch):
 
 
 def test_the_weights_of_a_run_load(tmp_path, monkeypatch):
-    """Of a real one, with optimizer and moving average; into the model that it trained and no other."""
+    """A real run with optimizer and moving average: its weights fit the model that it trained and no other."""
     monkeypatch.setattr(resnet, "_MAPS", (8, 16, 24, 32))  # takes a fraction of the time
     config = classify.Config(smoke=True, run_dir=tmp_path / "run", model="resnet18", image_size=32)
     classify.main(config)
@@ -344,7 +344,7 @@ weights.save(sys.argv[1], tree, model)
 
 
 def test_the_same_values_are_saved_as_the_same_bytes(tmp_path):
-    """In another process, at another time, with the variables in another order."""
+    """Two processes save them, at two times, one with the variables in another order."""
     for name, reverse in (("a", "0"), ("b", "1")):
         subprocess.run([sys.executable, "-c", SAVES, str(tmp_path / name), reverse], check=True)
     content = (tmp_path / "a").read_bytes()
@@ -372,7 +372,7 @@ def test_saved_weights_are_read_by_safetensors_itself_and_a_flip_is_noticed(tmp_
 
 
 def test_flipped_bits_of_a_saved_file_are_noticed_or_change_nothing(tmp_path):
-    """Its header too, which no checksum covers."""
+    """Bits of the header are flipped too, which no checksum covers."""
     variables = jax.jit(Net().init)(jax.random.key(0), np.zeros((1, 6, 4, 3)))
     path = weights.save(tmp_path / "w", variables, Net())
     content, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
@@ -391,7 +391,7 @@ def test_flipped_bits_of_a_saved_file_are_noticed_or_change_nothing(tmp_path):
 
 
 def test_the_result_survives_the_file(tmp_path, write):
-    """Nothing stays mapped: the file may change or go."""
+    """No array is a view of the file, which may change or be removed."""
     path = write(torch_arrays())
     variables = weights.load(path, Net())
     before = jax.tree.map(np.array, variables)

@@ -48,7 +48,7 @@ def test_entries():
 
 
 def test_models():
-    """Their images have the paper's size but where weights for several were published."""
+    """The image size is the paper's, but where weights for several sizes were published."""
     for tag, entry in ENTRIES.items():
         model = create(entry, dtype=np.float16)
         assert (model.num_classes, model.dtype) == (1000, np.float16)
@@ -58,7 +58,7 @@ def test_models():
 
 
 def test_layouts():
-    """Each model knows its publisher's layout, and is what that layout asks for."""
+    """Each model knows the layout of its publisher, and has the fields that the layout asks for."""
     for tag, entry in ENTRIES.items():
         model, publisher = create(entry), tag.rpartition(".")[2].partition("_")[0]
         names = {publisher, "keras.io" if publisher == "keras" else "torch"}
@@ -73,7 +73,7 @@ def test_layouts():
 
 @pytest.mark.parametrize("tag", APPLICATIONS)
 def test_keras_source(tag):
-    """Its get_file calls, the first of which is that of the weights with the head."""
+    """Compares with the source's get_file calls, of which the first is for the weights with the head."""
     entry, module = ENTRIES[tag], inspect.getmodule(getattr(keras.applications, APPLICATIONS[tag]))
     if tag.startswith("resnet"):
         name = entry.file.partition("_")[0]
@@ -97,7 +97,7 @@ def test_keras_source(tag):
     ],
 )
 def test_keras_mobilenets(monkeypatch, model, width, size):
-    """What Keras would download for these."""
+    """Compares with the download that Keras asks for."""
     asked = []
 
     def get_file(name, url, **options):
@@ -114,7 +114,7 @@ def test_keras_mobilenets(monkeypatch, model, width, size):
 
 
 def test_mobilenets_figures():
-    """A wider one, and one for larger images, is better; but for Keras' own figures, which are somewhat lower."""
+    """A wider network, or one for larger images, is more accurate."""
     for model in MOBILENETS:
         of = {
             (entry.fields.get("width", 1.0), entry.image_size): (entry.top1, entry.top5)
@@ -138,7 +138,7 @@ def test_keras_preprocessing(tag):
 
 
 def test_file_that_lies_here(shared, tmp_path, monkeypatch):
-    """The published file passes, one with a bit turned over does not."""
+    """The published file passes, one with a flipped bit does not."""
     monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path))
     path = shared / "weights" / "mobilenet_7_5_224_tf.h5"
     entry = download.by_file_name(path.name)

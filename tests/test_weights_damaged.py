@@ -29,7 +29,7 @@ LAYERS = ("conv1/kernel", "conv1/bias", "bn1/beta", "bn1/gamma", "fc/kernel", "f
 
 
 def refused(path, *says):
-    """One line that names the file, and little memory for it."""
+    """Reading ends in a UserError of one line that names the file, and takes little memory."""
     tracemalloc.start()
     try:
         with pytest.raises(UserError) as error:
@@ -58,7 +58,7 @@ def keras_model():
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """The bytes of an undamaged file of every kind, by name."""
+    """Name → bytes of an undamaged file of every format."""
     folder = tmp_path_factory.mktemp("good")
     model = keras_model()
     model.save(folder / "keras.keras")
@@ -79,7 +79,9 @@ NAMES = sorted({"keras.keras", "stored.npz", "deflated.npz", "ours.safetensors"}
 
 
 def outcome(path, expected):
-    """Refused, unlike in names or shapes (which ``load`` compares with the model), or how many elements differ."""
+    """The result of reading: "refused", "unlike" in names or shapes (which ``load`` compares with the model), or the
+    number of elements that differ.
+    """
     try:
         found = read(path)[1]
     except UserError as error:
@@ -117,7 +119,7 @@ def test_a_flipped_bit_is_noticed_or_changes_one_value(tmp_path, good, name):
 
 # HDF5 that does not hold what Keras writes.
 def hdf5(path, build):
-    """A good file of one layer, changed."""
+    """Writes a good file of one layer, then changes it."""
     legacy(path, arrays("conv/conv/bias:0", "conv/conv/kernel:0"))
     with h5py.File(path, "r+") as file:
         build(file)
@@ -166,7 +168,7 @@ def replaced(data, old, new):
 
 
 def test_an_array_that_lies_elsewhere_is_noticed(tmp_path, good):
-    """HDF5 has no checksum of addresses: on another array, on structure, behind the end."""
+    """HDF5 has no checksum of addresses: here they lead to another array, to structure, and beyond the end."""
     data, path = good["legacy.h5"], tmp_path / "w.h5"
     path.write_bytes(data)
     with h5py.File(path) as file:
@@ -318,7 +320,7 @@ def test_a_bomb_and_a_name_twice_in_npz(tmp_path):
 # Orbax
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax' event loop
 def test_every_file_of_a_checkpoint_damaged(tmp_path):
-    """Emptied, halved, gone, a bit flipped."""
+    """Each file is emptied, halved, removed, and has a bit flipped."""
     step = run_folder(tmp_path / "good", ema=True) / "checkpoints" / "20"
     expected, found = variables(20)[1], []
     for file in sorted(path.relative_to(step) for path in step.rglob("*") if path.is_file()):

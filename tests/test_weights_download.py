@@ -1,4 +1,4 @@
-"""Downloads, from a server in this process that breaks off, lies and counts."""
+"""Downloads from a server in this process, which breaks off, sends wrong answers, and counts requests and bytes."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``content`` at every path but /redirect, which leads there."""
+    """Serves ``content`` at every path but /redirect, which redirects to it."""
 
     daemon_threads = True
 
@@ -33,7 +33,7 @@ class Server(ThreadingHTTPServer):
         self.headers = {}
         self.redirect_headers = {}
         self.pause = 0.0  # seconds after each 64 KiB
-        self.shift = 0  # by which the range that it says is wrong
+        self.shift = 0  # bytes that are added to the range in the answer
         self.asked, self.sent = [], 0
 
     def url(self, path="/weights.bin"):
@@ -143,7 +143,7 @@ def test_resumes_in_a_later_call(server, monkeypatch):
 
 
 def test_part_that_is_whole_already(server, tmp_path, monkeypatch):
-    """Stopped between the last byte and the rename."""
+    """The process stopped between the last byte and the rename."""
     monkeypatch.setattr(checksum, "digest", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         download.cached(entry(server))
@@ -184,7 +184,7 @@ def test_part_of_another_file(server, monkeypatch):
 
 @pytest.mark.parametrize("odd", ["shift", 416])
 def test_server_that_answers_oddly(server, odd):
-    """Gives other bytes than asked for, or says that there are none: then all of it is fetched anew."""
+    """The server sends other bytes than asked for, or says that there are none: the download begins anew."""
     server.answers = [1_000_000] if odd == "shift" else [1_000_000, 416]
     server.shift = int(odd == "shift")
     assert download.cached(entry(server)).read_bytes() == CONTENT
@@ -263,7 +263,7 @@ def test_verified_once(server, monkeypatch):
 
 
 def test_cache_that_is_only_readable(server, tmp_path):
-    """The file is used, without a note that it was verified."""
+    """The file is used, though no note that it was verified can be written."""
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / ".verified").touch()
     (tmp_path / "cache" / "weights.bin").write_bytes(CONTENT)
@@ -321,7 +321,7 @@ download.cached(catalog.Published(*entry))
 
 
 def test_process_that_is_killed(server, tmp_path):
-    """A second process waits for the first; when that is killed, it goes on from where that was."""
+    """A second process waits for the first; when the first is killed, it resumes the download."""
     server.pause = 0.05
     first = subprocess.Popen([sys.executable, "-c", PROGRAM, server.url()])
     while server.sent < 500_000:
@@ -331,7 +331,7 @@ def test_process_that_is_killed(server, tmp_path):
     second = threading.Thread(target=lambda: paths.append(download.cached(entry(server))))
     second.start()
     time.sleep(0.2)
-    assert server.asked == [None]  # it waits
+    assert server.asked == [None]  # the second waits
     first.kill()
     first.wait()
     server.pause = 0.0

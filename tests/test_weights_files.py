@@ -27,7 +27,7 @@ def same(found, expected):
 
 @pytest.fixture(scope="module")
 def model():
-    """All kinds of layers that a ConvNet has, some of them in a model inside the model; with an optimizer."""
+    """A model with all kinds of layers of a ConvNet, some of them in a model inside the model, and an optimizer."""
     backbone = [layers.Conv2D(3, 3, name="inner_conv"), layers.BatchNormalization(name="inner_bn")]
     inputs = x = keras.Input((8, 8, 3))
     for layer in (
@@ -70,7 +70,7 @@ def test_what_keras_saves(tmp_path, model, name):
 
 
 def without_names(file):
-    """As Keras 3 wrote at first."""
+    """Removes the names of layers, as the first versions of Keras 3 did not write them."""
     file.visititems(lambda path, it: it.attrs.pop("name", None) and None)
 
 
@@ -159,7 +159,7 @@ def test_safetensors(tmp_path):
 
 @pytest.mark.parametrize("save", [save_file, lambda data, path: np.savez(path, **data)], ids=["safetensors", "npz"])
 def test_whose_names(tmp_path, save):
-    """DataParallel's prefix and the counters of torch's BatchNorm go."""
+    """The prefix of DataParallel and the counters of torch's BatchNorm are left out."""
     path = tmp_path / "w.npz"
     data = arrays("a.weight", "a.bias")
     wrapped = {f"module.{name}": value for name, value in data.items()}
@@ -203,7 +203,7 @@ def test_variables_that_orbax_saved(tmp_path, checkpointer):
 
 
 def test_shapes_are_known_before_anything_is_read(tmp_path):
-    """So that a wrong file costs nothing: here the values are damaged, and nobody notices."""
+    """A wrong file is refused at no cost: here the values are damaged, which is noticed only when they are read."""
     data = arrays("a.weight", "b.weight", "c.weight")
     buffer = io.BytesIO()
     np.savez(buffer, **data)

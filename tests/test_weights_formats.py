@@ -18,7 +18,7 @@ from cnnjax.weights.formats import hdf5, keras, npz, orbax, safetensors, torch
 
 
 def written(folder):
-    """A file of every format, by a name that says nothing → the format."""
+    """Writes files of every format; name, which does not tell the format → module of the format."""
     data = arrays("conv/kernel", "conv/bias")
     legacy(folder / "a", data)
     with zipfile.ZipFile(folder / "b", "w") as archive:
@@ -86,7 +86,7 @@ FORMAT = Format("text", lambda signature: signature.head.startswith(b"WEIGHTS"),
 
 @pytest.fixture
 def new_format(tmp_path, monkeypatch):
-    """One file more in the package of the formats."""
+    """Adds a file to the package of the formats."""
     folder = tmp_path / "more"
     folder.mkdir()
     (folder / "words.py").write_text(NEW)

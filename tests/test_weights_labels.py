@@ -1,4 +1,4 @@
-"""ImageNet's classes and what decodes into them, against Keras and its index."""
+"""ImageNet's classes and the decoding of predictions, compared with Keras and its index."""
 
 import json
 

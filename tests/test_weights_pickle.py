@@ -1,4 +1,4 @@
-"""Pickles: nothing that a file asks for is run, and what is no plain container is refused."""
+"""Pickles: no code that a file names is run, and all but plain containers is refused."""
 
 import copyreg
 import pickle
@@ -33,7 +33,7 @@ COMMAND = "touch ran"
 CALL = tup(text(COMMAND)) + b"R"
 EVIL = named("os.system") + CALL
 ORDERED, REBUILD = named("collections.OrderedDict"), named("torch._utils._rebuild_tensor")
-# What Python's own unpickler would do, so that the test shows: these are dangerous.
+# Pickles whose command Python's own unpickler runs, as the test shows: they are dangerous.
 DANGEROUS = {
     "os.system": EVIL,
     "posix.system": named("posix.system") + CALL,
@@ -67,7 +67,7 @@ DANGEROUS = {
     "in the arguments": ORDERED + tup(b"](](N" + EVIL + b"ee") + b"R",
     "before the rest": EVIL + b"0" + dictionary(text("w"), whole(1)),
 }
-# What needs torch to run, or runs nothing and is not plain either; and what the message names.
+# Pickles that need torch to run, or that run nothing but are not plain; and a text of the message.
 REFUSED = {
     "torch.load": (named("torch.load") + CALL, "torch.load"),
     "torch.hub": (named("torch.hub.load") + CALL, "torch.hub.load"),
@@ -115,7 +115,7 @@ REFUSED = {
 
 @pytest.fixture
 def marker(tmp_path, monkeypatch):
-    """The file that a pickle leaves which runs; with classes that do run what they are made of."""
+    """A file that exists once a pickle has run its command; some of them need the classes defined here."""
 
     def run(command):
         __import__("os").system(command)

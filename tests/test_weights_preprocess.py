@@ -1,4 +1,4 @@
-"""What networks are given: pixels prepared as Keras does it, and images cut as Keras loads them."""
+"""Preparation of images for published networks: pixels as Keras prepares them, crops as Keras loads them."""
 
 import jax
 import jax.numpy as jnp

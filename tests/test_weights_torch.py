@@ -141,7 +141,7 @@ def test_what_is_no_state_dict(tmp_path):
 
 
 def overlapping():
-    """An entry inside another."""
+    """A zip archive with an entry inside another."""
     inner = zipfile.ZipInfo("m/data/0")
     inner.file_size = inner.compress_size = X.nbytes
     inner.CRC = zlib.crc32(X)

@@ -18,8 +18,8 @@ import pytest
 from cnnjax.types import UserError
 from cnnjax.weights.formats import torch as torch_format
 
-# torch.save (2.13), zlib, base85: a transposed weight, bfloat16, a row (in the zip, a
-# view of the same storage), a count.
+# Two state dicts as torch.save (2.13) wrote them, then zlib and base85: a transposed weight, a bfloat16 bias, a row (in
+# the zip a view of the same storage), a count.
 ZIP = (
     b"c-p0v-A~g{7{<?5=*E=sp~#2Ihab2R9Q$NLA~TDb7c~)POd4;RuB&T9X?fc-h$aLQ1BsVvqIbss!dtJr=f)W0oiW5K{sZGV?HFy558)(dO}g_u@9"
     b"(tFdpgfCZ3u<K=)mYky+|}AMO~4nY9baB%ZpmM6h%)xV<RX@hNj69Rt?>XJThytDcA0+5{>|hS0E7MskfL|mDRd}At+&km?ne<Ry8Xkm~yqDYBd4"
@@ -47,7 +47,7 @@ EXPECTED = {"a.weight": X.T, "a.bias": np.array([1, -2.5, 3e38], ml_dtypes.bfloa
 
 
 def load(path, data=None):
-    """The arrays of a file, copied."""
+    """Copies of the arrays in a file."""
     if data is not None:
         path.write_bytes(data)
     with torch_format.opened(path) as content:
@@ -66,7 +66,7 @@ def same(found, expected):
 
 
 def refused(path, data, *says):
-    """One line that names the file and what is wrong."""
+    """Reading ends in a UserError of one line that names the file and says what is wrong."""
     with pytest.raises(UserError) as error:
         load(path, data)
     message = str(error.value)
@@ -76,7 +76,7 @@ def refused(path, data, *says):
     assert all(word in message for word in says), message
 
 
-# A pickle by hand.
+# The parts of a pickle.
 def text(value):
     return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
@@ -120,7 +120,7 @@ GOOD = pickled(dictionary(text("w"), tensor()))
 
 
 def archive(entries, method=zipfile.ZIP_STORED):
-    """Of name → bytes."""
+    """The bytes of a zip archive of entries: name → bytes."""
     with io.BytesIO() as file:
         with warnings.catch_warnings(), zipfile.ZipFile(file, "w", method) as zipped:
             warnings.simplefilter("ignore")  # of names that are there twice
@@ -144,7 +144,7 @@ def legacy(data_pkl=GOOD, keys=("0",), numel=6, info=None, tail=b""):
 
 @contextlib.contextmanager
 def frugal(mebibytes, seconds):
-    """Fails if more memory is in use at any time, or it takes longer."""
+    """Fails if the block uses more memory at any time, or more seconds of the processor."""
     tracemalloc.start()
     begin = time.process_time()
     try:

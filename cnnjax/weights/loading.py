@@ -30,7 +30,7 @@ def read(
 ) -> PyTree:
     """The variables of ``model`` with the weights in the file; see ``weights.load``."""
     needed = rules.structure(model, image_shape)
-    # A model without a head has no use for that of the file, whose keys the model with a head tells.
+    # A model without a head leaves out the head of the file; the same model with a head tells its keys.
     classes = getattr(type(model), "num_classes", None) or 1
     whole = needed if _has_head(model) else rules.structure(model.clone(num_classes=classes), image_shape)
     optional = frozenset(whole.slots.keys() - needed.slots.keys())
@@ -68,7 +68,7 @@ def _values(content: Content, needed: Structure, plan: dict[Place, Filling], pat
         least = -needed.epsilons[where[1:-1]] if where[-1] == "var" and content.names == "cnnjax" else 0.0
         _check_values(where, result, filling, path, least)
         if filling.plus:
-            # With a smaller epsilon in the file, a variance may become negative; its sum with the model's is not.
+            # The variance may become negative, but its sum with the model's epsilon does not.
             result += filling.plus
         return result
 

@@ -27,7 +27,7 @@ def parameters(entry):
 
 
 def test_every_file_of_torchvision(torchvision):
-    """Every classifier that it offers for a model of ours, and no other."""
+    """The catalog has every classifier that torchvision offers for a model of ours, and no other."""
     theirs = {
         kind.url
         for model in {entry.model for entry in TORCHVISION.values()}
@@ -57,7 +57,7 @@ def test_torchvision(torchvision, tag):
 
 @pytest.mark.parametrize("name", ["GoogLeNet", "Inception3"])
 def test_preparation_within_the_model(torchvision, name):
-    """What torchvision's transform and model do to pixels together is "tf"."""
+    """torchvision's transform and model together prepare pixels as "tf" does."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.float32)
     peer = getattr(torchvision.models, name)(transform_input=True, init_weights=False, aux_logits=False)
     x = (torch.from_numpy(pixels.transpose(0, 3, 1, 2)) / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[

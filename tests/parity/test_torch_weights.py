@@ -69,6 +69,6 @@ def test_a_new_head_of_another_size_also_where_the_model_has_auxiliary_ones(tmp_
 
 @pytest.mark.parametrize(("name", "saved"), [("vgg16", "zip"), ("vgg19", "safetensors")])
 def test_vgg(torchvision, name, saved):
-    """The first dense layer sees the last map flattened by channel, which ours is not."""
+    """torch flattens the last feature map channel by channel, ours pixel by pixel."""
     make = torchvision.models.get_model
     peers.check_torch(name, lambda: make(name, init_weights=False), (224,), saved=saved, train_size=None)

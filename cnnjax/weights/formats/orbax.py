@@ -26,7 +26,7 @@ _ITEMS = ("state", "default")  # folders of arrays in a checkpoint: by cnnjax.ch
 
 
 def recognizes(signature: Signature) -> bool:
-    """True for a folder: of other formats the weights are files."""
+    """True for a folder; the other formats are files."""
     return signature.path.is_dir()
 
 

@@ -8,7 +8,6 @@ batch at step s is a pure function of (seed, s). Everything under ``jax.jit`` ha
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -91,31 +90,6 @@ class Task:
     describe: Callable[[Prediction], dict[str, Any]]
     draw: Callable[[Example, Prediction], Picture]
     best: str
-
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-class Layout(NamedTuple):
-    """How somebody else's files name and lay out the weights of one of our models.
-
-    keys: (regular expression of a module's path, template of their name for it); the first that matches all of the path
-      counts. In a template ``{1}`` is a group, ``{1+1}`` and ``{2-1}`` its number with one more or less. Keras: the
-      layer, or ``layer:weight`` where one of theirs is two of ours. torch: what comes before ``.weight``.
-    epsilon: of their BatchNorm.
-    fields: fields that the model must have, or it computes something else with these weights.
-    absent: leaves that they leave out, and what they stand for, such as ``{"scale": 1.0}``.
-    flat: torch: path of a dense layer after a flattened map → that map's (channels, height, width), the order in which
-      theirs is flattened.
-    unused: regular expression of keys that a model without auxiliary heads leaves over.
-    """
-
-    keys: tuple[tuple[str, str], ...]
-    epsilon: float | None = None
-    fields: Mapping[str, Any] = _NOTHING
-    absent: Mapping[str, float] = _NOTHING
-    flat: Mapping[str, tuple[int, int, int]] = _NOTHING
-    unused: str = ""
 
 
 class UserError(Exception):

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from cnnjax import models, weights
-from cnnjax.weights import rules
+from cnnjax.weights import layouts, rules
 
 # Half the time to compile; what the operations compute is the same.
 FAST = {"xla_backend_optimization_level": "0"}
@@ -59,7 +59,7 @@ def close(ours, theirs, tolerance=TOLERANCE, what="logits"):
 def _statistics(model, shape, kind, known):
     """Our BatchNorm statistics → the peer's key for each, by the layout whose keys ``known`` has."""
     paths = [path for path in rules.structure(model, shape).slots if path[0] == "batch_stats"]
-    for name, layout in model.layouts.items():
+    for name, layout in layouts.of(model).items():
         if name.startswith("keras") == (kind == "keras"):
             keys = {path: rules.target(layout, kind, path) for path in paths}
             if known.keys() >= set(keys.values()):

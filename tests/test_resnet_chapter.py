@@ -1,15 +1,13 @@
 """The chapter's ResNet-34 against the chapter's own code, and what every family is asked."""
 
 import types
-from typing import ClassVar
 
 import keras
 import numpy as np
 import peers
 import promises
 
-from cnnjax.models.resnet_chapter import ResNet34
-from cnnjax.types import Layout
+from cnnjax.weights import layouts
 
 
 class ResidualUnit(keras.layers.Layer):
@@ -84,14 +82,11 @@ def peer(shape):
     )
 
 
-class Named(ResNet34):
-    """Knows the names that ``peer`` gives."""
-
-    layouts: ClassVar = {"keras": Layout(((r"(\w+)/(\w+)", "{1}_{2}"), (r"(\w+)/(\w+)/(\w+)", "{1}_{2}_{3}")))}
-
-
-def test_is_the_chapters_model():
-    peers.check_keras(Named(), peer, (64, 97), saved="npz", residual="main2_norm$")
+def test_is_the_chapters_model(monkeypatch):
+    """Read by the names that ``peer`` gives."""
+    layout = layouts.Layout(((r"(\w+)/(\w+)", "{1}_{2}"), (r"(\w+)/(\w+)/(\w+)", "{1}_{2}_{3}")))
+    monkeypatch.setitem(layouts.tables(), "ResNet34", {"keras": layout})
+    peers.check_keras("resnet34_chapter", peer, (64, 97), saved="npz", residual="main2_norm$")
 
 
 def test_count():

@@ -4,14 +4,16 @@ import collections
 import functools
 import re
 
+import flax.linen as linen
 import jax
 import numpy as np
 import pytest
 from published import create
 
 from cnnjax import models, weights
+from cnnjax.models.resnet import ResNet
 from cnnjax.types import UserError
-from cnnjax.weights import rules
+from cnnjax.weights import layouts, rules
 
 # Variants besides those with a name that files of weights are for.
 TORCH = [(name, {"padding": 1}) for name in ("mobilenet_v1", "mobilenet_v2", "xception")]
@@ -30,10 +32,9 @@ def test_every_array_has_a_place_of_its_own_in_the_publishers_file_and_every_rul
     used, rows = collections.defaultdict(set), {}
     for name, fields in [*((name, {}) for name in models.names()), *OTHERS]:
         model = models.create(name, **fields)
-        rows |= {
-            (type(model), label): {row for row, _ in layout.keys} for label, layout in rules.layouts(model).items()
-        }
-        fitting = {label: layout for label, layout in rules.layouts(model).items() if agrees(model, layout)}
+        known = layouts.of(model)
+        rows |= {(type(model), label): {row for row, _ in layout.keys} for label, layout in known.items()}
+        fitting = {label: layout for label, layout in known.items() if agrees(model, layout)}
         slots = rules.structure(model, model.image_shape).slots if fitting else {}
         for label, layout in fitting.items():
             places = [rules.target(layout, kind(label), path) for path in slots]
@@ -45,12 +46,29 @@ def test_every_array_has_a_place_of_its_own_in_the_publishers_file_and_every_rul
     assert {case: unused for case, all_ in rows.items() if (unused := all_ - used[case])} == {}
 
 
+def test_every_table_is_of_a_class_of_models():
+    classes = {type(models.create(name)).__name__ for name in models.names()}
+    assert layouts.tables().keys() <= classes
+    assert all(layouts.tables().values())
+
+
+def test_a_subclass_has_its_parents_layouts_and_a_stranger_none():
+    class Mine(ResNet):
+        pass
+
+    class Stranger(linen.Module):
+        pass
+
+    assert layouts.of(Mine((1, 1, 1, 1))) == layouts.tables()["ResNet"]
+    assert layouts.of(Stranger()) == {}
+
+
 @pytest.mark.parametrize("tag", weights.published())
 def test_a_published_file_has_rules_that_the_catalogs_model_agrees_with(tag):
     entry = weights.published()[tag]
     model = create(entry)
     by_keras = tag.endswith(".keras")
-    known = [layout for label, layout in model.layouts.items() if label.startswith("keras") == by_keras]
+    known = [layout for label, layout in layouts.of(model).items() if label.startswith("keras") == by_keras]
     assert any(agrees(model, layout) for layout in known)
 
 
@@ -78,7 +96,7 @@ def test_a_published_file_has_rules_that_the_catalogs_model_agrees_with(tag):
     ],
 )
 def test_names_of_files_older_than_keras_names_of_today(name, module, place):
-    assert rules.translated(models.create(name).layouts["keras.io"], module) == place
+    assert rules.translated(layouts.of(models.create(name))["keras.io"], module) == place
 
 
 @pytest.mark.parametrize(
@@ -110,7 +128,7 @@ def drawn(name, **fields):
     model, rng = models.create(name, **fields), np.random.default_rng(0)
     slots = rules.structure(model, model.image_shape).slots
     return {
-        rules.target(model.layouts["keras"], "keras", path): rng.uniform(0.5, 1, slot.shape).astype(np.float32)
+        rules.target(layouts.of(model)["keras"], "keras", path): rng.uniform(0.5, 1, slot.shape).astype(np.float32)
         for path, slot in slots.items()
     }
 

@@ -38,25 +38,11 @@ import jax
 from flax.typing import Dtype
 
 from cnnjax import nn
-from cnnjax.types import Array, Layout
+from cnnjax.types import Array
 
 _KERNELS = (11, 5, 3, 3, 3)
 _GROUPED = (2, 4, 5)  # in the two towers
 _paper_lrn = functools.partial(nn.local_response_norm, radius=2, k=2.0, alpha=1e-4, beta=0.75)
-
-_TORCHVISION = Layout(
-    (
-        (r"conv1", "features.0"),
-        (r"conv2", "features.3"),
-        (r"conv3", "features.6"),
-        (r"conv4", "features.8"),
-        (r"conv5", "features.10"),
-        (r"fc1", "classifier.1"),
-        (r"fc2", "classifier.4"),
-        (r"head/dense", "classifier.6"),
-    ),
-    flat={"fc1": (256, 6, 6)},
-)
 
 
 def _layer(module: linen.Module, x: Array, conv: Callable, norm: Callable | None, pool: bool) -> tuple[jax.Array, ...]:
@@ -139,7 +125,6 @@ class AlexNetTorchvision(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
-    layouts: ClassVar[dict[str, Layout]] = {"torchvision": _TORCHVISION}
 
     num_classes: int | None = 1000
     dropout: float = 0.5

@@ -41,7 +41,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from cnnjax import nn
-from cnnjax.types import Array, Layout
+from cnnjax.types import Array
 
 # 1×1; 3×3 reduce, 3×3; 5×5 reduce, 5×5; pooling's projection.
 _MODULES = {
@@ -56,34 +56,6 @@ _MODULES = {
     "inception5b": (384, 192, 384, 48, 128, 128),
 }
 _AUX = {"inception4a": "aux1", "inception4d": "aux2"}
-
-_TORCHVISION = Layout(
-    (
-        *(
-            (f"{ours}/{layer}", f"{theirs}.{their_layer}")
-            for ours, theirs in (
-                (r"conv1", "conv1"),
-                (r"conv2_reduce", "conv2"),
-                (r"conv2", "conv3"),
-                (r"(inception\w+)/conv1x1", "{1}.branch1"),
-                (r"(inception\w+)/reduce3x3", "{1}.branch2.0"),
-                (r"(inception\w+)/conv3x3", "{1}.branch2.1"),
-                (r"(inception\w+)/reduce5x5", "{1}.branch3.0"),
-                (r"(inception\w+)/conv5x5", "{1}.branch3.1"),
-                (r"(inception\w+)/project", "{1}.branch4.1"),
-                (r"(aux\d)/conv", "{1}.conv"),
-            )
-            for layer, their_layer in (("conv", "conv"), ("norm", "bn"))
-        ),
-        (r"(aux\d)/dense", "{1}.fc1"),
-        (r"(aux\d)/head/dense", "{1}.fc2"),
-        (r"head/dense", "fc"),
-    ),
-    epsilon=1e-3,
-    fields={"reduction": None},
-    flat={"aux1/dense": (128, 4, 4), "aux2/dense": (128, 4, 4)},
-    unused=r"aux\d\.",
-)
 
 
 class ConvReLU(linen.Module):
@@ -173,7 +145,6 @@ class GoogLeNet(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
-    layouts: ClassVar[dict[str, Layout]] = {"torchvision": _TORCHVISION}
     aux_weights: ClassVar[dict[str, float]] = {"aux1": 0.3, "aux2": 0.3}
 
     batch_norm: bool = False

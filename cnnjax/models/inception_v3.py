@@ -29,7 +29,7 @@ deviation 0.01.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as linen
@@ -39,7 +39,7 @@ from flax.typing import Dtype
 
 from cnnjax import nn
 from cnnjax.ops.window import Ints
-from cnnjax.types import Array, Layout
+from cnnjax.types import Array
 
 # Maps, then the kernel; more than one kernel: as many convolutions of the same map, side by side.
 Layer = tuple[int, *tuple[Ints, ...]]
@@ -109,66 +109,6 @@ _MODULES: dict[str, tuple[Branches, int | None]] = {
 }
 
 
-def _layers() -> Iterator[str]:
-    """The convolutions with BatchNorm, in the order in which Keras makes, and so numbers, them."""
-    yield from (f"conv{i}" for i in range(1, 6))
-    for module, (branches, project) in _MODULES.items():
-        for i, layers in enumerate(branches, start=1):
-            for j, (_, *kernels) in enumerate(layers, start=1):
-                yield from (f"{module}/branch{i}_{j}{letter}" for letter in ("ab" if len(kernels) > 1 else ("",)))
-        if project is not None:
-            yield f"{module}/project"
-
-
-def _keras(first: int) -> Layout:
-    """Keras' names, numbered from ``first``: 0 today, 1 in the file on keras.io."""
-    rows = [
-        (f"{layer}/{kind}", f"{theirs}_{i}" if i else theirs)
-        for i, layer in enumerate(_layers(), start=first)
-        for kind, theirs in (("conv", "conv2d"), ("norm", "batch_normalization"))
-    ]
-    return Layout(
-        (*rows, (r"head/dense", "predictions")),
-        epsilon=1e-3,
-        fields={"aux": False, "count_include_pad": False},
-        absent={"scale": 1.0},
-    )
-
-
-_TORCHVISION = Layout(
-    (
-        *(
-            (f"{ours}/{kind}", f"{theirs}.{their_kind}")
-            for ours, theirs in (
-                (r"conv1", "Conv2d_1a_3x3"),
-                (r"conv2", "Conv2d_2a_3x3"),
-                (r"conv3", "Conv2d_2b_3x3"),
-                (r"conv4", "Conv2d_3b_1x1"),
-                (r"conv5", "Conv2d_4a_3x3"),
-                (r"mixed(\w+)/project", "Mixed_{1}.branch_pool"),
-                (r"mixed6a/branch1_1", "Mixed_6a.branch3x3"),
-                (r"mixed6a/branch2_(\d)", "Mixed_6a.branch3x3dbl_{1}"),
-                (r"mixed7a/branch1_(\d)", "Mixed_7a.branch3x3_{1}"),
-                (r"mixed7a/branch2_(\d)", "Mixed_7a.branch7x7x3_{1}"),
-                (r"mixed(\w+)/branch1_1", "Mixed_{1}.branch1x1"),
-                (r"mixed(5\w)/branch2_(\d)", "Mixed_{1}.branch5x5_{2}"),
-                (r"mixed(6\w)/branch2_(\d)", "Mixed_{1}.branch7x7_{2}"),
-                (r"mixed(6\w)/branch3_(\d)", "Mixed_{1}.branch7x7dbl_{2}"),
-                (r"mixed(7\w)/branch2_(\d\w?)", "Mixed_{1}.branch3x3_{2}"),
-                (r"mixed(\w+)/branch3_(\d\w?)", "Mixed_{1}.branch3x3dbl_{2}"),
-                (r"aux1/conv(\d)", "AuxLogits.conv{1-1}"),
-            )
-            for kind, their_kind in (("conv", "conv"), ("norm", "bn"))
-        ),
-        (r"aux1/head/dense", "AuxLogits.fc"),
-        (r"head/dense", "fc"),
-    ),
-    epsilon=1e-3,
-    fields={"count_include_pad": True},
-    unused=r"AuxLogits\.",
-)
-
-
 class AuxiliaryHead(linen.Module):
     """Float32 logits ``[n, num_classes]`` from a map within the net."""
 
@@ -197,7 +137,6 @@ class InceptionV3(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
-    layouts: ClassVar[dict[str, Layout]] = {"keras": _keras(0), "keras.io": _keras(1), "torchvision": _TORCHVISION}
     aux_weights: ClassVar[dict[str, float]] = {"aux1": 0.4}  # as the authors' code
 
     num_classes: int | None = 1000

@@ -23,7 +23,6 @@ Kernels start as in the authors' code, He normal by fan-in. The momentum of Batc
 """
 
 import functools
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import flax.linen as linen
@@ -32,7 +31,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from cnnjax import nn
-from cnnjax.types import Array, Layout
+from cnnjax.types import Array
 
 _SMALLEST = 75  # pixels: the last map has one
 _FORK = ((1, 3), (3, 1))
@@ -192,64 +191,6 @@ _RESNET_V2: Stages = (
 )
 
 
-_ONE, _POOLED, _CHAIN = ("1/conv1", "0"), ("4/conv1", "3.1"), (r"(\d)/conv(\d)", "{1-1}.{2-1}")
-_FORKED = (r"(\d)/conv(\d)([ab]?)", "{1-1}_{2-1}{3}")
-_TIMM = Layout(
-    (
-        *(
-            (f"{ours}/{kind}", f"features.{theirs}.{their_kind}")
-            for ours, theirs in (
-                (r"stem1/branch1/conv(\d)", "{1-1}"),
-                (r"stem2/branch2/conv1", "3.conv"),
-                (r"stem4/branch1/conv1", "5.conv"),
-                *(
-                    (f"{block}/branch{branch}", f"{place}.branch{their_branch}")
-                    for block, place, rules in (
-                        ("stem3", 4, (_CHAIN,)),
-                        *((f"inception_a_{i}", 5 + i, (_ONE, _POOLED, _CHAIN)) for i in range(1, 5)),
-                        ("reduction_a", 10, (_ONE, _CHAIN)),
-                        *((f"inception_b_{i}", 10 + i, (_ONE, _POOLED, _CHAIN)) for i in range(1, 8)),
-                        ("reduction_b", 18, (_CHAIN,)),
-                        *((f"inception_c_{i}", 18 + i, (_ONE, _POOLED, _FORKED)) for i in range(1, 4)),
-                    )
-                    for branch, their_branch in rules
-                ),
-            )
-            for kind, their_kind in (("conv", "conv"), ("norm", "bn"))
-        ),
-        (r"head/dense", "last_linear"),
-    ),
-    epsilon=1e-3,
-)
-
-
-def _numbered() -> Iterator[str]:
-    """Inception-ResNet-v2's convolutions with BatchNorm in the order in which Keras makes, and so numbers, them."""
-    for stage, blocks, kind, (branches, *_) in _RESNET_V2[:-1]:
-        for block in range(1, blocks + 1):
-            name = (stage if blocks == 1 else f"{stage}_{block}") + ("/mixed" if kind is Residual else "")
-            for i, layers in enumerate(branches, start=1):
-                convs = [maps for maps, *_ in layers if maps not in _POOLS]
-                yield from (f"{name}/branch{i}/conv{j + 1}" for j in range(len(convs)))
-
-
-def _keras(first: int) -> Layout:
-    """Keras' names, numbered from ``first``: 0 today, 1 in the file on keras.io."""
-    rows = [
-        (f"{layer}/{kind}", f"{theirs}_{i}" if i else theirs)
-        for i, layer in enumerate(_numbered(), start=first)
-        for kind, theirs in (("conv", "conv2d"), ("norm", "batch_normalization"))
-    ]
-    rows += [
-        (r"block8_last/conv", "block8_10_conv"),
-        (r"(block\d+_\d+)/conv", "{1}_conv"),
-        (r"conv/branch1/conv1/conv", "conv_7b"),
-        (r"conv/branch1/conv1/norm", "conv_7b_bn"),
-        (r"head/dense", "predictions"),
-    ]
-    return Layout(tuple(rows), epsilon=1e-3)
-
-
 def _endpoints(stages: Stages, images: Array, train: bool, remat: bool, conv_norm: Any) -> dict[str, jax.Array]:
     """The last map of each of ``stages``, whose blocks are name1, name2… where there are several, and ``pooled``."""
     nn.check_images(images, _SMALLEST)
@@ -277,7 +218,6 @@ class InceptionV4(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
-    layouts: ClassVar[dict[str, Layout]] = {"timm": _TIMM}
 
     num_classes: int | None = 1000
     dropout: float = 0.2
@@ -305,7 +245,6 @@ class InceptionResNetV2(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
-    layouts: ClassVar[dict[str, Layout]] = {"keras": _keras(0), "keras.io": _keras(1)}
 
     num_classes: int | None = 1000
     dropout: float = 0.2

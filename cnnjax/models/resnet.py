@@ -30,53 +30,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from cnnjax import nn
-from cnnjax.types import Array, Layout
+from cnnjax.types import Array
 
 _MAPS = (64, 128, 256, 512)  # of the 3×3 convolutions, by stage
-
-_KERAS = Layout(
-    (
-        (r"stem/conv", "conv1_conv"),
-        (r"stem/norm", "conv1_bn"),
-        (r"stage(\d)/block(\d+)/shortcut/conv", "conv{1+1}_block{2}_0_conv"),
-        (r"stage(\d)/block(\d+)/shortcut/norm", "conv{1+1}_block{2}_0_bn"),
-        (r"stage(\d)/block(\d+)/conv(\d)/conv", "conv{1+1}_block{2}_{3}_conv"),
-        (r"stage(\d)/block(\d+)/conv(\d)/norm", "conv{1+1}_block{2}_{3}_bn"),
-        (r"head/dense", "predictions"),
-    ),
-    epsilon=1.001e-5,
-    fields={"stride_first": True, "reduction": None},
-)
-_KERAS_V2 = Layout(
-    (
-        (r"stem", "conv1_conv"),
-        (r"norm", "post_bn"),
-        (r"stage(\d)/block(\d+)/norm1", "conv{1+1}_block{2}_preact_bn"),
-        (r"stage(\d)/block(\d+)/norm(\d)", "conv{1+1}_block{2}_{3-1}_bn"),
-        (r"stage(\d)/block(\d+)/conv(\d)", "conv{1+1}_block{2}_{3}_conv"),
-        (r"stage(\d)/block(\d+)/shortcut", "conv{1+1}_block{2}_0_conv"),
-        (r"head/dense", "predictions"),
-    ),
-    epsilon=1.001e-5,
-)
-# The files on keras.io are from when Keras called the head so.
-_KERAS_IO, _KERAS_IO_V2 = (x._replace(keys=((r"head/dense", "probs"), *x.keys[:-1])) for x in (_KERAS, _KERAS_V2))
-# torchvision's, and timm's ResNet and SE-ResNet.
-_TORCH = Layout(
-    (
-        (r"stem/conv", "conv1"),
-        (r"stem/norm", "bn1"),
-        (r"stage(\d)/block(\d+)/shortcut/conv", "layer{1}.{2-1}.downsample.0"),
-        (r"stage(\d)/block(\d+)/shortcut/norm", "layer{1}.{2-1}.downsample.1"),
-        (r"stage(\d)/block(\d+)/conv(\d)/conv", "layer{1}.{2-1}.conv{3}"),
-        (r"stage(\d)/block(\d+)/conv(\d)/norm", "layer{1}.{2-1}.bn{3}"),
-        (r"stage(\d)/block(\d+)/se/reduce", "layer{1}.{2-1}.se.fc1"),
-        (r"stage(\d)/block(\d+)/se/expand", "layer{1}.{2-1}.se.fc2"),
-        (r"head/dense", "fc"),
-    ),
-    epsilon=1e-5,
-    fields={"stride_first": False},
-)
 
 
 class Unit(linen.Module):
@@ -138,7 +94,6 @@ class ResNet(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
-    layouts: ClassVar[dict[str, Layout]] = {"keras": _KERAS, "keras.io": _KERAS_IO, "torch": _TORCH}
 
     blocks: Sequence[int]
     bottleneck: bool = True
@@ -234,7 +189,6 @@ class ResNetV2(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
-    layouts: ClassVar[dict[str, Layout]] = {"keras": _KERAS_V2, "keras.io": _KERAS_IO_V2}
 
     blocks: Sequence[int]
     num_classes: int | None = 1000

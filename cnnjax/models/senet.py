@@ -23,25 +23,10 @@ from flax.typing import Dtype
 
 from cnnjax import nn
 from cnnjax.models.resnet import Stage
-from cnnjax.types import Array, Layout
+from cnnjax.types import Array
 
 _STAGES = ((3, 64), (8, 128), (36, 256), (3, 512))  # bottlenecks, and a fourth of their maps
 _SMALLEST = 3  # pixels: two after the stem, one for the pooling
-
-_TIMM = Layout(  # of legacy_senet154
-    (
-        (r"stem(\d)/conv", "layer0.conv{1}"),
-        (r"stem(\d)/norm", "layer0.bn{1}"),
-        (r"stage(\d)/block(\d+)/shortcut/conv", "layer{1}.{2-1}.downsample.0"),
-        (r"stage(\d)/block(\d+)/shortcut/norm", "layer{1}.{2-1}.downsample.1"),
-        (r"stage(\d)/block(\d+)/conv(\d)/conv", "layer{1}.{2-1}.conv{3}"),
-        (r"stage(\d)/block(\d+)/conv(\d)/norm", "layer{1}.{2-1}.bn{3}"),
-        (r"stage(\d)/block(\d+)/se/reduce", "layer{1}.{2-1}.se_module.fc1"),
-        (r"stage(\d)/block(\d+)/se/expand", "layer{1}.{2-1}.se_module.fc2"),
-        (r"head/dense", "last_linear"),
-    ),
-    epsilon=1e-5,
-)
 
 
 class Bottleneck(linen.Module):
@@ -79,7 +64,6 @@ class SENet(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
-    layouts: ClassVar[dict[str, Layout]] = {"timm": _TIMM}
 
     num_classes: int | None = 1000
     dropout: float = 0.2

@@ -27,29 +27,10 @@ import jax
 from flax.typing import Dtype
 
 from cnnjax import nn
-from cnnjax.types import Array, Layout
+from cnnjax.types import Array
 
 _MAPS = (64, 128, 256, 512, 512)  # by block
 _D, _E = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)  # convolutions by block
-
-_KERAS = Layout(
-    (
-        (r"block(\d)/conv(\d)", "block{1}_conv{2}"),
-        (r"fc(\d)", "fc{1}"),
-        (r"head/dense", "predictions"),
-    )
-)
-
-
-def _torchvision(blocks: Sequence[int]) -> Layout:
-    """torchvision numbers convolutions, ReLUs and poolings in one row."""
-    rows = []
-    place = 0
-    for block, convs in enumerate(blocks, start=1):
-        rows += [(f"block{block}/conv{i + 1}", f"features.{place + 2 * i}") for i in range(convs)]
-        place += 2 * convs + 1
-    rows += [("fc1", "classifier.0"), ("fc2", "classifier.3"), ("head/dense", "classifier.6")]
-    return Layout(tuple(rows), flat={"fc1": (512, 7, 7)}, fields={"convs": blocks})
 
 
 class Block(linen.Module):
@@ -84,11 +65,6 @@ class VGG(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
-    layouts: ClassVar[dict[str, Layout]] = {
-        "keras": _KERAS,
-        "torchvision vgg16": _torchvision(_D),
-        "torchvision vgg19": _torchvision(_E),
-    }
 
     convs: Sequence[int]
     num_classes: int | None = 1000

@@ -29,7 +29,7 @@ from flax.typing import Dtype
 
 from cnnjax import nn
 from cnnjax.ops.window import Padding
-from cnnjax.types import Array, Layout
+from cnnjax.types import Array
 
 _SMALLEST = 7  # pixels: the stem leaves one
 _ENTRY: dict[str, tuple[int, ...]] = {"entry1": (128, 128), "entry2": (256, 256), "entry3": (728, 728)}
@@ -37,89 +37,6 @@ _MIDDLE: dict[str, tuple[int, ...]] = {f"middle{i}": (728, 728, 728) for i in ra
 _EXIT1 = (728, 1024)
 _EXIT2 = (1536, 2048)
 
-_BLOCKS = {**_ENTRY, **_MIDDLE, "exit1": _EXIT1}
-_PROJECTED = [block for block in _BLOCKS if block not in _MIDDLE]
-# In the order in which Keras makes, and so numbers, what has a BatchNorm.
-_LAYERS = (
-    "stem1",
-    "stem2",
-    *(
-        f"{block}/{layer}"
-        for block, maps in _BLOCKS.items()
-        for layer in ("shortcut", *(f"sepconv{i + 1}" for i in range(len(maps))))
-        if layer != "shortcut" or block in _PROJECTED
-    ),
-    "exit2_sepconv1",
-    "exit2_sepconv2",
-)
-_KERAS = Layout(
-    (
-        (r"stem(\d)/conv", "block1_conv{1}"),
-        (r"stem(\d)/norm", "block1_conv{1}_bn"),
-        *(
-            (f"{block}/shortcut/{kind}", f"{theirs}_{i}" if i else theirs)
-            for i, block in enumerate(_PROJECTED)
-            for kind, theirs in (("conv", "conv2d"), ("norm", "batch_normalization"))
-        ),
-        *(
-            (rf"{block}sepconv(\d)/{layer}", f"block{i}_sepconv{{1}}{theirs}")
-            for i, block in enumerate((*(f"{block}/" for block in _BLOCKS), "exit2_"), start=2)
-            for layer, theirs in ((r"conv/(\w+)", ":{2}_kernel"), ("norm", "_bn"))
-        ),
-        (r"head/dense", "predictions"),
-    ),
-    epsilon=1e-3,
-    fields={"padding": "SAME"},
-)
-# The file on keras.io has the names that Keras 1 gave.
-_KERAS_IO = _KERAS._replace(
-    keys=(
-        *((f"{layer}/norm", f"batchnormalization_{i}") for i, layer in enumerate(_LAYERS, start=1)),
-        *(
-            (rf"{layer}/conv/(\w+)", f"separableconvolution2d_{i}:{{1}}_kernel")
-            for i, layer in enumerate((layer for layer in _LAYERS if "sepconv" in layer), start=1)
-        ),
-        *(
-            (f"{layer}/conv", f"convolution2d_{i}")
-            for i, layer in enumerate((layer for layer in _LAYERS if "sepconv" not in layer), start=1)
-        ),
-        (r"head/dense", "dense_2"),
-    )
-)
-_TIMM = Layout(  # of legacy_xception
-    (
-        (r"stem(\d)/conv", "conv{1}"),
-        (r"stem(\d)/norm", "bn{1}"),
-        *(
-            (f"{block}/shortcut/{kind}", f"block{i}.{theirs}")
-            for i, block in enumerate(_BLOCKS, start=1)
-            if block in _PROJECTED
-            for kind, theirs in (("conv", "skip"), ("norm", "skipbn"))
-        ),
-        *(
-            (f"{block}/sepconv{j + 1}/{layer}", f"block{i}.rep.{place + 3 * j - (block == 'entry1')}{part}")
-            for i, (block, maps) in enumerate(_BLOCKS.items(), start=1)
-            for j in range(len(maps))
-            for layer, place, part in (  # after a ReLU, with which all but entry1 begin
-                ("conv/depthwise", 1, ".conv1"),
-                ("conv/pointwise", 1, ".pointwise"),
-                ("norm", 2, ""),
-            )
-        ),
-        *(
-            (f"exit2_sepconv{i - 2}/{layer}", f"{theirs}{i}{part}")
-            for i in (3, 4)
-            for layer, theirs, part in (
-                ("conv/depthwise", "conv", ".conv1"),
-                ("conv/pointwise", "conv", ".pointwise"),
-                ("norm", "bn", ""),
-            )
-        ),
-        (r"head/dense", "fc"),
-    ),
-    epsilon=1e-5,
-    fields={"padding": 1},
-)
 _half_he_normal = linen.initializers.variance_scaling(2**0.5, "fan_in", "truncated_normal")
 
 
@@ -183,7 +100,6 @@ class Xception(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
-    layouts: ClassVar[dict[str, Layout]] = {"keras": _KERAS, "keras.io": _KERAS_IO, "timm": _TIMM}
 
     num_classes: int | None = 1000
     dropout: float = 0.5

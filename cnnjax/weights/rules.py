@@ -15,8 +15,10 @@ import numpy as np
 from flax import traverse_util
 
 from cnnjax.nn.norm import BatchNorm
-from cnnjax.types import Layout, UserError
+from cnnjax.types import UserError
+from cnnjax.weights import layouts
 from cnnjax.weights.formats.content import Content, Tensor
+from cnnjax.weights.layouts import Layout
 
 Place = tuple[str, ...]  # of an array in the variables: ("params", "stage1", "block1", "conv1", "conv", "kernel")
 SHOWN = 20  # most lines of each list in an error
@@ -76,11 +78,6 @@ def structure(model: linen.Module, image_shape: tuple[int, int, int]) -> Structu
     return Structure({path: Slot(x.shape, np.dtype(x.dtype)) for path, x in flat.items()}, epsilons)
 
 
-def layouts(model: linen.Module) -> dict[str, Layout]:
-    """The layouts of others' files that ``model`` knows: "keras", and torch's by who published them."""
-    return getattr(model, "layouts", {})
-
-
 def match(
     content: Content, model: linen.Module, needed: Structure, optional: frozenset[Place], where: str
 ) -> dict[Place, Filling]:
@@ -101,9 +98,9 @@ def match(
         _check_own(content, model, where)
         return _checked(content, needed, optional, {p: Filling("/".join(p)) for p in needed.slots}, "", model, where)
     kind = "keras" if content.names == "keras" else "torch"
-    known = {name: x for name, x in layouts(model).items() if name.startswith("keras") == (kind == "keras")}
+    known = {name: x for name, x in layouts.of(model).items() if name.startswith("keras") == (kind == "keras")}
     if not known:
-        have = ", ".join(layouts(model)) or "none"
+        have = ", ".join(layouts.of(model)) or "none"
         raise UserError(
             f"{where}: a {content.kind} with {kind}'s names, which {type(model).__name__} has no rules for "
             f"(it knows the layouts: {have})"

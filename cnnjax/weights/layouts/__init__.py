@@ -1,0 +1,64 @@
+"""The layouts of others' files: how Keras, torchvision and timm name and arrange the weights of our models.
+
+One family per file, each with a table ``LAYOUTS``: name of a model's class → name of the layout → layout. The name of a
+layout begins with "keras" where the file's keys are Keras', else they are torch's. To add a family, add a file with a
+table; nothing else needs to know.
+"""
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import flax.linen as linen
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Layout(NamedTuple):
+    """The names and the order of the weights in somebody else's files of one of our models.
+
+    Attributes:
+      keys: (regular expression of a module's path, template of their name for it); the first that matches all of the
+        path counts. In a template ``{1}`` is a group, ``{1+1}`` and ``{2-1}`` its number with one more or less. Keras:
+        the layer, or ``layer:weight`` where one of their layers is two of ours. torch: what comes before ``.weight``.
+      epsilon: the epsilon of their BatchNorm.
+      fields: fields that the model must have, or it computes something else with these weights.
+      absent: leaves that they leave out, and the constant that each stands for, such as ``{"scale": 1.0}``.
+      flat: torch: path of a dense layer after a flattened feature map → (channels, height, width) of that map, the
+        order in which torch flattens it.
+      unused: regular expression of the file's keys that a model without auxiliary heads has no use for.
+    """
+
+    keys: tuple[tuple[str, str], ...]
+    epsilon: float | None = None
+    fields: Mapping[str, Any] = _NOTHING
+    absent: Mapping[str, float] = _NOTHING
+    flat: Mapping[str, tuple[int, int, int]] = _NOTHING
+    unused: str = ""
+
+
+@functools.cache
+def tables() -> dict[str, Mapping[str, Layout]]:
+    """Name of a model's class → its layouts, from every file of this package.
+
+    Raises:
+      ValueError: two files have a table for the same class.
+    """
+    found: dict[str, Mapping[str, Layout]] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        if twice := found.keys() & module.LAYOUTS.keys():
+            raise ValueError(f"expected each class once, got {sorted(twice)} again in {module.__name__}")
+        found.update(module.LAYOUTS)
+    return found
+
+
+def of(model: linen.Module) -> Mapping[str, Layout]:
+    """The layouts of files that hold weights of ``model``, by name; empty for a class that no table has.
+
+    A subclass without a table of its own has its parent's.
+    """
+    return next((tables()[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in tables()), _NOTHING)

@@ -22,6 +22,7 @@ from cnnjax.types import UserError
 KEY = jax.random.key(0)
 KEYS = {"params": KEY, "dropout": KEY}
 every_model = pytest.mark.parametrize("name", models.names())
+ONE_SIZE = ("lenet5", "lenet5_modern")  # 28 pixels, which they pad to 32 before the first layer
 
 
 def images(shape, n=2):
@@ -79,10 +80,12 @@ def test_bfloat16_computes_in_it_but_keeps_float32_outside(name):
 
 
 def test_weights_of_auxiliary_heads():
-    """0.3 in the paper of GoogLeNet (sec. 5); 0.4 in the code of the authors of Inception-v3."""
-    for name in ("googlenet", "googlenet_bn", "se_googlenet"):
-        assert models.create(name).aux_weights == {"aux1": 0.3, "aux2": 0.3}
-    assert models.create("inception_v3").aux_weights == {"aux1": 0.4}
+    """0.3 in the paper of GoogLeNet (sec. 5), 0.4 in the code of Inception v3; none where no head is built."""
+    expected = {name: {"aux1": 0.3, "aux2": 0.3} for name in ("googlenet", "googlenet_bn", "se_googlenet")}
+    expected["inception_v3"] = {"aux1": 0.4}
+    assert {name: found for name in models.names() if (found := models.create(name).aux_weights)} == expected
+    for name in expected:
+        assert models.create(name, aux=False).aux_weights == models.create(name, num_classes=None).aux_weights == {}
 
 
 @every_model
@@ -93,8 +96,83 @@ def test_auxiliary_heads_have_weights(name):
     x = images(model.image_shape)
     (_, endpoints), _ = jax.eval_shape(apply, jax.eval_shape(model.init, KEYS, x), x)
     auxiliary = {key: endpoints[key] for key in endpoints if key.startswith("aux")}
-    assert auxiliary.keys() == getattr(model, "aux_weights", {}).keys()
+    assert auxiliary.keys() == model.aux_weights.keys()
     assert all((x.shape, x.dtype) == ((2, model.num_classes), jnp.float32) for x in auxiliary.values())
+
+
+@functools.cache
+def feature_maps(name, *more):
+    """Endpoints with four axes → (height, width) in the order in which the network makes them.
+
+    The images have ``more`` (rows, columns) than the paper's.
+    """
+    model, found = models.create(name), {}
+
+    def record(x):
+        (_, endpoints), _ = model.init_with_output(KEYS, x)
+        found.update({key: y.shape[1:3] for key, y in endpoints.items() if y.ndim == 4})
+
+    shape = (1, *np.add(model.image_shape[:2], more), model.image_shape[2])
+    jax.eval_shape(record, jax.ShapeDtypeStruct(shape, np.float32))
+    return found
+
+
+@every_model
+def test_strides_are_those_of_all_feature_maps_from_shallow_to_deep(name):
+    model = models.create(name)
+    assert list(model.strides) == list(feature_maps(name, 0, 0 if name in ONE_SIZE else 13))
+    assert list(model.strides.values()) == sorted(model.strides.values())
+
+
+@pytest.mark.parametrize("name", [name for name in models.names() if name not in ONE_SIZE])
+def test_an_image_larger_by_the_stride_has_a_map_larger_by_one(name):
+    """That is what a total stride is, also where nothing is padded; 32 and 64 pixels are so many strides."""
+    before, after = feature_maps(name, 0, 13), feature_maps(name, 32, 13 + 64)
+    for key, stride in models.create(name).strides.items():
+        assert np.subtract(after[key], before[key]).tolist() == [32 // stride, 64 // stride], key
+        assert 32 % stride == 0
+
+
+@pytest.mark.parametrize("name", ONE_SIZE)
+def test_an_image_shifted_by_the_stride_has_a_map_shifted_by_one(name):
+    model = models.create(name)
+    variables = jax.jit(model.init)(KEYS, np.zeros((1, 32, 32, 1), np.float32))
+    image = np.zeros((32, 32), np.float32)
+    image[13:16, 12:16] = images((3, 4), 1)[0]
+    for key, stride in model.strides.items():
+        shifted = np.roll(image, stride, (0, 1))
+        _, endpoints = jax.jit(model.apply)(variables, np.stack([image, shifted])[..., None])
+        one, other = endpoints[key]
+        np.testing.assert_allclose(other[1:, 1:], one[:-1, :-1], rtol=1e-5, atol=1e-6)
+        assert float(jnp.abs(one[1:] - one[:-1]).max()) > 1e-3, key
+
+
+# Networks that leave out padding, by their papers or their authors' code: their feature maps are smaller.
+UNPADDED = {
+    "lenet5": "convolutions",
+    "lenet5_modern": "convolutions",
+    "alexnet": "conv1 and max pooling",
+    "alexnet_two_tower": "conv1 and max pooling",
+    "alexnet_torchvision": "max pooling; conv1 is padded by 2 for 11 pixels",
+    "zfnet": "conv2; conv1 is padded by 1 for 7 pixels",
+    "inception_v3": "stem and grid reductions",
+    "inception_v4": "stem and reductions",
+    "inception_resnet_v2": "stem and reductions",
+    "xception": "stem",
+}
+
+
+@every_model
+def test_a_feature_map_has_the_images_size_over_its_stride(name):
+    """Rounded up or down, for even and odd sizes; smaller where padding is left out, and only there."""
+    model, smaller = models.create(name), 0
+    for more in ((0, 0),) if name in ONE_SIZE else ((0, 13), (32, 13 + 64)):
+        found = feature_maps(name, *more)
+        for key, stride in model.strides.items():
+            sides = np.add(model.image_shape[:2], more)
+            assert (found[key] <= -(-sides // stride)).all(), key
+            smaller += int((found[key] < sides // stride).sum())
+    assert (smaller > 0) == (name in UNPADDED)
 
 
 # Probabilities in the order in which a training step meets them (papers, and torchvision where it is named).

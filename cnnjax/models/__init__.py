@@ -2,7 +2,7 @@
 
 To add a family, add a file with a table; nothing else needs to know. A variant is a Flax module class, or a
 ``functools.partial`` of one, that needs no argument; its ``num_classes`` is the paper's unless told, and None
-builds no head. The class says in ``image_shape`` the paper's input, ``(height, width, channels)``.
+builds no head. Every model is a ``types.Backbone``: it has ``image_shape``, ``aux_weights`` and ``strides``.
 """
 
 import difflib

@@ -30,7 +30,7 @@ in conv2, conv4, conv5, fc1 and fc2, is for pixels of ±128: of images of unit d
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import flax.linen as linen
@@ -42,6 +42,16 @@ from cnnjax.types import Array
 
 _KERNELS = (11, 5, 3, 3, 3)
 _GROUPED = (2, 4, 5)  # in the two towers
+_STRIDES = {
+    "conv1": 4,
+    "pool1": 8,
+    "conv2": 8,
+    "pool2": 16,
+    "conv3": 16,
+    "conv4": 16,
+    "conv5": 16,
+    "pool5": 32,
+}
 _paper_lrn = functools.partial(nn.local_response_norm, radius=2, k=2.0, alpha=1e-4, beta=0.75)
 
 
@@ -82,6 +92,8 @@ class AlexNet(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (227, 227, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     two_tower: bool = False
     num_classes: int | None = 1000
@@ -125,6 +137,8 @@ class AlexNetTorchvision(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     num_classes: int | None = 1000
     dropout: float = 0.5

@@ -12,6 +12,7 @@ probabilities: the softmax is in the loss. Kernels start as in Keras, Glorot uni
 """
 
 import functools
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as linen
@@ -29,6 +30,16 @@ _STAGES = (
     (("conv2a", 2, 3), ("conv2b", 2, 3)),
     (("conv3a", 4, 3), ("conv3b", 4, 3)),
 )
+_STRIDES = {
+    "conv1": 1,
+    "pool1": 2,
+    "conv2a": 2,
+    "conv2b": 2,
+    "pool2": 4,
+    "conv3a": 4,
+    "conv3b": 4,
+    "pool3": 8,
+}
 _init = linen.initializers.glorot_uniform()
 
 
@@ -45,6 +56,8 @@ class FashionCNN(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (28, 28, 1)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     num_classes: int | None = 10
     width: int = 64

@@ -33,6 +33,7 @@ Kernels start He normal (no paper says how), those of the heads' last layers wit
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as linen
@@ -56,6 +57,16 @@ _MODULES = {
     "inception5b": (384, 192, 384, 48, 128, 128),
 }
 _AUX = {"inception4a": "aux1", "inception4d": "aux2"}
+
+
+_AUX_WEIGHTS = {"aux1": 0.3, "aux2": 0.3}
+_STRIDES = {
+    "conv1": 2,
+    "conv2": 4,
+    **{f"inception3{letter}": 8 for letter in "ab"},
+    **{f"inception4{letter}": 16 for letter in "abcde"},
+    **{f"inception5{letter}": 32 for letter in "ab"},
+}
 
 
 class ConvReLU(linen.Module):
@@ -145,7 +156,7 @@ class GoogLeNet(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
-    aux_weights: ClassVar[dict[str, float]] = {"aux1": 0.3, "aux2": 0.3}
+    strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     batch_norm: bool = False
     reduction: int | None = None
@@ -157,6 +168,11 @@ class GoogLeNet(linen.Module):
     epsilon: float = 1e-3
     remat: bool = False
     dtype: Dtype | None = None
+
+    @property
+    def aux_weights(self) -> Mapping[str, float]:
+        """Auxiliary head → weight of its loss; empty without ``aux`` or without a head."""
+        return _AUX_WEIGHTS if self.aux and self.num_classes is not None else {}
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:

@@ -29,7 +29,7 @@ deviation 0.01.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as linen
@@ -109,6 +109,16 @@ _MODULES: dict[str, tuple[Branches, int | None]] = {
 }
 
 
+_AUX_WEIGHTS = {"aux1": 0.4}  # the authors' code
+_STRIDES = {
+    "conv3": 2,
+    "conv5": 4,
+    **{f"mixed5{letter}": 8 for letter in "bcd"},
+    **{f"mixed6{letter}": 16 for letter in "abcde"},
+    **{f"mixed7{letter}": 32 for letter in "abc"},
+}
+
+
 class AuxiliaryHead(linen.Module):
     """Float32 logits ``[n, num_classes]`` from a map within the net."""
 
@@ -137,7 +147,7 @@ class InceptionV3(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
-    aux_weights: ClassVar[dict[str, float]] = {"aux1": 0.4}  # as the authors' code
+    strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     num_classes: int | None = 1000
     aux: bool = True
@@ -147,6 +157,11 @@ class InceptionV3(linen.Module):
     epsilon: float = 1e-3
     remat: bool = False
     dtype: Dtype | None = None
+
+    @property
+    def aux_weights(self) -> Mapping[str, float]:
+        """Auxiliary head → weight of its loss; empty without ``aux`` or without a head."""
+        return _AUX_WEIGHTS if self.aux and self.num_classes is not None else {}
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:

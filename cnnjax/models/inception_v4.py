@@ -23,6 +23,7 @@ Kernels start as in the authors' code, He normal by fan-in. The momentum of Batc
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as linen
@@ -191,6 +192,32 @@ _RESNET_V2: Stages = (
 )
 
 
+_STRIDES_V4 = {
+    "stem1": 2,
+    "stem2": 4,
+    "stem3": 4,
+    "stem4": 8,
+    "inception_a": 8,
+    "reduction_a": 16,
+    "inception_b": 16,
+    "reduction_b": 32,
+    "inception_c": 32,
+}
+_STRIDES_RESNET_V2 = {
+    "stem1": 2,
+    "stem2": 4,
+    "stem3": 8,
+    "mixed": 8,
+    "block35": 8,
+    "reduction_a": 16,
+    "block17": 16,
+    "reduction_b": 32,
+    "block8": 32,
+    "block8_last": 32,
+    "conv": 32,
+}
+
+
 def _endpoints(stages: Stages, images: Array, train: bool, remat: bool, conv_norm: Any) -> dict[str, jax.Array]:
     """The last map of each of ``stages``, whose blocks are name1, name2… where there are several, and ``pooled``."""
     nn.check_images(images, _SMALLEST)
@@ -218,6 +245,8 @@ class InceptionV4(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = _STRIDES_V4
 
     num_classes: int | None = 1000
     dropout: float = 0.2
@@ -245,6 +274,8 @@ class InceptionResNetV2(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = _STRIDES_RESNET_V2
 
     num_classes: int | None = 1000
     dropout: float = 0.2

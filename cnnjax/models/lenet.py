@@ -19,6 +19,7 @@ biases, whose start the paper does not give, start at zero.
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as linen
@@ -167,6 +168,8 @@ class LeNet5(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (28, 28, 1)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = {"c1": 1, "s2": 2, "c3": 2, "s4": 4}
 
     num_classes: int | None = 10
     dtype: Dtype | None = None
@@ -211,6 +214,8 @@ class LeNet5Modern(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (28, 28, 1)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = {"c1": 1, "s2": 2, "c3": 2, "s4": 4}
 
     num_classes: int | None = 10
     dtype: Dtype | None = None

@@ -25,6 +25,7 @@ Kernels start as He normal by fan-in, those without activation with half its var
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as linen
@@ -89,6 +90,8 @@ class MobileNet(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = {"block1": 2, "block3": 4, "block5": 8, "block11": 16, "block13": 32}
 
     num_classes: int | None = 1000
     width: float = 1.0
@@ -142,6 +145,8 @@ class MobileNetV2(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = {"block1": 2, "block3": 4, "block6": 8, "block13": 16, "last": 32}
 
     num_classes: int | None = 1000
     width: float = 1.0

@@ -21,7 +21,7 @@ ends in a scale of zero, so that units start as the identity (Goyal et al. 2017,
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as linen
@@ -33,6 +33,9 @@ from cnnjax import nn
 from cnnjax.types import Array
 
 _MAPS = (64, 128, 256, 512)  # of the 3×3 convolutions, by stage
+
+
+_STRIDES = {"stem": 2, "stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 
 
 class Unit(linen.Module):
@@ -94,6 +97,8 @@ class ResNet(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     blocks: Sequence[int]
     bottleneck: bool = True
@@ -189,6 +194,8 @@ class ResNetV2(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     blocks: Sequence[int]
     num_classes: int | None = 1000

@@ -13,6 +13,7 @@ is in the loss.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as linen
@@ -22,6 +23,8 @@ from flax.typing import Dtype
 from cnnjax import nn
 from cnnjax.types import Array
 
+_UNITS = (64,) * 3 + (128,) * 4 + (256,) * 6 + (512,) * 3  # filters
+_STRIDES = {"stem": 2} | {f"unit{i}": filters // 16 for i, filters in enumerate(_UNITS, start=1)}
 _init = linen.initializers.glorot_uniform()
 
 
@@ -53,6 +56,8 @@ class ResNet34(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     num_classes: int | None = 10
     momentum: float = 0.99
@@ -70,7 +75,7 @@ class ResNet34(linen.Module):
         x = stem = conv_norm(64, 7, strides=2, name="stem")(images, train)
         x = nn.max_pool(x, 3, strides=2, padding="SAME")
         endpoints, prev_filters = {"stem": stem}, 64
-        for i, filters in enumerate([64] * 3 + [128] * 4 + [256] * 6 + [512] * 3, start=1):
+        for i, filters in enumerate(_UNITS, start=1):
             strides = 1 if filters == prev_filters else 2
             x = endpoints[f"unit{i}"] = unit(filters, strides, conv_norm, name=f"unit{i}")(x, train)
             prev_filters = filters

@@ -15,6 +15,7 @@ normal by fan-out.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as linen
@@ -64,6 +65,8 @@ class SENet(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = {"stem": 2, "stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 
     num_classes: int | None = 1000
     dropout: float = 0.2

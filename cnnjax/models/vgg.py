@@ -19,7 +19,7 @@ the deep networks from a shallower one that was trained before, and remarks that
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import flax.linen as linen
@@ -65,12 +65,22 @@ class VGG(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
 
     convs: Sequence[int]
     num_classes: int | None = 1000
     dropout: float = 0.5
     remat: bool = False
     dtype: Dtype | None = None
+
+    @property
+    def strides(self) -> Mapping[str, int]:
+        """Endpoint → total stride: block i works on every 2^(i-1)-th pixel, and its pooling halves that once more."""
+        return {
+            key: stride
+            for i, convs in enumerate(self.convs, start=1)
+            for key, stride in (*((f"conv{i}_{j}", 2 ** (i - 1)) for j in range(1, convs + 1)), (f"pool{i}", 2**i))
+        }
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:

@@ -20,6 +20,7 @@ is one ReLU before them.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as linen
@@ -37,6 +38,19 @@ _MIDDLE: dict[str, tuple[int, ...]] = {f"middle{i}": (728, 728, 728) for i in ra
 _EXIT1 = (728, 1024)
 _EXIT2 = (1536, 2048)
 
+_STRIDES = {
+    "stem": 2,
+    "entry1_map": 2,
+    "entry1": 4,
+    "entry2_map": 4,
+    "entry2": 8,
+    "entry3_map": 8,
+    "entry3": 16,
+    "middle": 16,
+    "exit1_map": 16,
+    "exit1": 32,
+    "exit2": 32,
+}
 _half_he_normal = linen.initializers.variance_scaling(2**0.5, "fan_in", "truncated_normal")
 
 
@@ -100,6 +114,8 @@ class Xception(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     num_classes: int | None = 1000
     dropout: float = 0.5

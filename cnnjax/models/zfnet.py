@@ -23,6 +23,7 @@ filters whose root mean square grows beyond 0.1; that belongs to the optimizer, 
 """
 
 import functools
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as linen
@@ -43,6 +44,18 @@ _LAYERS: tuple[tuple[int, int, int, Padding], ...] = (
     (256, 3, 1, 1),
 )
 _POOLED = (1, 2, 5)
+
+
+_STRIDES = {
+    "conv1": 2,
+    "pool1": 4,
+    "conv2": 8,
+    "pool2": 16,
+    "conv3": 16,
+    "conv4": 16,
+    "conv5": 16,
+    "pool5": 32,
+}
 
 
 def _layer(module: linen.Module, x: Array, i: int, dtype: Dtype | None) -> tuple[jax.Array, jax.Array]:
@@ -68,6 +81,8 @@ class ZFNet(linen.Module):
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
+    aux_weights: ClassVar[Mapping[str, float]] = {}
+    strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     num_classes: int | None = 1000
     dropout: float = 0.5

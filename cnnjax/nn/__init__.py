@@ -19,6 +19,7 @@ from cnnjax.nn.conv import Conv, ConvTranspose, DepthwiseConv, SeparableConv
 from cnnjax.nn.fold import fold_batch_norm
 from cnnjax.nn.norm import BatchNorm, LocalResponseNorm, local_response_norm
 from cnnjax.nn.pool import Subsample
+from cnnjax.nn.pyramid import pyramid
 from cnnjax.ops.pool import adaptive_avg_pool, avg_pool, depth_max_pool, global_avg_pool, max_pool
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "he_normal_fan_out",
     "local_response_norm",
     "max_pool",
+    "pyramid",
     "relu",
     "relu6",
     "rematerialized",

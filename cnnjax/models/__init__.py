@@ -41,15 +41,15 @@ def create(name: str, /, **overrides: Any) -> linen.Module:
     """The model called ``name``.
 
     Args:
-        name: one of ``names()``.
-        **overrides: fields of the model to set, such as ``num_classes`` (None: no head), ``dtype``.
+      name: one of ``names()``.
+      **overrides: fields of the model to set, such as ``num_classes`` (None: no head), ``dtype``.
 
     Returns:
-        A Flax module; ``apply(variables, images, train=False)`` gives ``(logits, endpoints)``.
+      A Flax module that is a ``types.Backbone``; ``apply(variables, images, train=False)`` gives (logits, endpoints).
 
     Raises:
-        UserError: unknown name (the message has the close ones and all choices), unknown field, or a number of classes
-            that is none.
+      UserError: unknown name (the message lists similar names and all choices), unknown field, or ``num_classes`` that
+        is no number of classes.
     """
     variants = _variants()
     if name not in variants:

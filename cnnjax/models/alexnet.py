@@ -2,31 +2,32 @@
 2012, section 3.5 and Fig. 2; the chapter's Table 14-2), and torchvision's (Krizhevsky, "One weird trick for
 parallelizing convolutional neural networks", 2014).
 
-    name    maps  size     kernel, stride, padding     torchvision
-    in         3  227×227                              224×224
-    conv1     96   55×55   11×11, 4, none              64 maps, padding 2
-    pool1     96   27×27   3×3, 2, none
-    conv2    256   27×27   5×5, 1, same                192 maps
-    pool2    256   13×13   3×3, 2, none
-    conv3    384   13×13   3×3, 1, same
-    conv4    384   13×13   3×3, 1, same                256 maps
-    conv5    256   13×13   3×3, 1, same
-    pool5    256    6×6    3×3, 2, none                then averaged to 6×6, whatever the size
-    fc1     4096
-    fc2     4096
-    head    1000
+    name    features  size     kernel, stride, padding     torchvision
+    in             3  227×227                              224×224
+    conv1         96   55×55   11×11, 4, none              64 features, padding 2
+    pool1         96   27×27   3×3, 2, none
+    conv2        256   27×27   5×5, 1, same                192 features
+    pool2        256   13×13   3×3, 2, none
+    conv3        384   13×13   3×3, 1, same
+    conv4        384   13×13   3×3, 1, same                256 features
+    conv5        256   13×13   3×3, 1, same
+    pool5        256    6×6    3×3, 2, none                then averaged to 6×6, whatever the size
+    fc1         4096
+    fc2         4096
+    head        1000
 
-A ReLU follows every layer but the head. Local response normalization follows that of conv1 and conv2 (the table's C1
-and C3), before the pooling: in ``alexnet`` with the chapter's k = 1, alpha = 2e-5, in ``alexnet_two_tower`` with the
-paper's k = 2, alpha = 1e-4, both over 5 maps with beta = 0.75 and the sum not divided; torchvision's has none. The
-output of fc1 and fc2 is dropped with probability 0.5 in training; torchvision drops the input of both instead.
+A ReLU follows every layer but the head. Between the ReLU and the pooling of conv1 and conv2 (the table's C1 and C3) is
+local response normalization: in ``alexnet`` with the chapter's k = 1, alpha = 2e-5, in ``alexnet_two_tower`` with the
+paper's k = 2, alpha = 1e-4, both over 5 channels with beta = 0.75 and the sum not divided; torchvision's has none.
+Dropout with probability 0.5 follows fc1 and fc2; in torchvision's it precedes them instead.
 
-In ``alexnet_two_tower`` conv2, conv4 and conv5 are two groups, as on the paper's two GPUs: each half of the maps sees
-only its half. The normalization goes over all maps, as the paper's equation (and Caffe): at the seam it sees both
-halves. The paper says 224×224 for its input, but 227×227 is what gives 55×55.
+In ``alexnet_two_tower`` conv2, conv4 and conv5 have two groups, as on the paper's two GPUs: each half of the features
+sees one half of the channels. The normalization goes over all channels, as the paper's equation (and Caffe): where the
+halves meet it sees both. The paper says 224×224 for its input, but only 227×227 gives 55×55.
 
-Kernels start as He et al. 2015, biases at zero. The paper's start, kernels normal of deviation 0.01 and biases of one
-in conv2, conv4, conv5, fc1 and fc2, is for pixels of ±128: of images of unit deviation it lets next to nothing through.
+Kernels start as He et al. 2015, biases at zero. The paper starts with kernels normal of deviation 0.01 and with biases
+of one in conv2, conv4, conv5, fc1 and fc2, for pixels of ±128: hardly any signal of images with unit deviation would
+get through.
 """
 
 import functools
@@ -56,8 +57,11 @@ _paper_lrn = functools.partial(nn.local_response_norm, radius=2, k=2.0, alpha=1e
 
 
 def _layer(module: linen.Module, x: Array, conv: Callable, norm: Callable | None, pool: bool) -> tuple[jax.Array, ...]:
-    """Convolution and ReLU; what it gives, and that normalized and pooled: the input of the next layer."""
-    y = nn.relu(conv()(x))  # into the module that calls; linen.remat wants to be given it
+    """Convolution with ReLU: (its feature map, the same normalized and pooled, which is the input of the next layer).
+
+    The layer becomes a part of ``module``, the caller, which ``linen.remat`` wants as the first argument.
+    """
+    y = nn.relu(conv()(x))
     x = y if norm is None else norm(y)
     return y, nn.max_pool(x, 3, strides=2) if pool else x
 
@@ -65,7 +69,7 @@ def _layer(module: linen.Module, x: Array, conv: Callable, norm: Callable | None
 def _convolutions(
     module: linen.Module, images: Array, convs: Sequence[Callable], norm: Callable | None, remat: bool
 ) -> dict[str, jax.Array]:
-    """The table from conv1 to pool5, as endpoints: ``convs`` make the layers, ``norm`` follows the first two."""
+    """Endpoints from conv1 to pool5 and ``pooled``: ``convs`` make the layers, ``norm`` follows the first two."""
     layer = linen.remat(_layer, static_argnums=(2, 3, 4)) if remat else _layer
     endpoints: dict[str, jax.Array] = {}
     x = images
@@ -83,12 +87,19 @@ class AlexNet(linen.Module):
     """AlexNet of the table above, for images ``[n, h, w, c]`` with h, w ≥ 67 pixels, float.
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
-    endpoints conv1, pool1, conv2, pool2, conv3, conv4, conv5, pool5 ``[n, h, w, maps]`` (convolutions after their
-    ReLU), pooled ``[n, 256]``, the average of pool5, and fc1, fc2 ``[n, 4096]``. fc1 has as many inputs as pool5 has
-    values, so its size follows that of the images; with ``num_classes=None`` neither it nor fc2 is built. In training
-    it needs the key ``rngs={"dropout": key}``. ``two_tower`` takes the groups and the normalization of 2012,
-    ``dropout`` is the probability that a unit is dropped, ``dtype`` the type computed in (None: float32), ``remat``
-    computes each layer's activations anew in the backward pass. ValueError for smaller images.
+    endpoints conv1, pool1, conv2, pool2, conv3, conv4, conv5, pool5 ``[n, h, w, features]`` (convolutions after their
+    ReLU), pooled ``[n, 256]``, the average of pool5, and fc1, fc2 ``[n, 4096]``. The kernel of fc1 has a row for each
+    value of pool5, so its shape depends on the size of the images. Training needs ``rngs={"dropout": key}``.
+
+    Attributes:
+      two_tower: the groups and the normalization of 2012.
+      num_classes: classes of the head; None builds no head, nor fc1 and fc2.
+      dropout: probability that a value of fc1 or fc2 is dropped.
+      remat: compute each layer's activations anew in the backward pass.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: the images are smaller.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (227, 227, 3)
@@ -107,14 +118,14 @@ class AlexNet(linen.Module):
         convs = [
             functools.partial(
                 nn.Conv,
-                maps,
+                features,
                 kernel,
                 strides=4 if i == 1 else 1,
                 padding="VALID" if i == 1 else "SAME",
                 groups=2 if self.two_tower and i in _GROUPED else 1,
                 dtype=self.dtype,
             )
-            for i, (maps, kernel) in enumerate(zip((96, 256, 384, 384, 256), _KERNELS, strict=True), start=1)
+            for i, (features, kernel) in enumerate(zip((96, 256, 384, 384, 256), _KERNELS, strict=True), start=1)
         ]
         norm = _paper_lrn if self.two_tower else nn.local_response_norm
         endpoints = _convolutions(self, images, convs, norm, self.remat)
@@ -132,8 +143,8 @@ class AlexNetTorchvision(linen.Module):
     """AlexNet as in torchvision, see the table above, for images ``[n, h, w, c]`` with h, w ≥ 63 pixels, float.
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
-    endpoints conv1, pool1, conv2, pool2, conv3, conv4, conv5, pool5, pooled, fc1, fc2, as ``AlexNet``, but fc1 has the
-    same size for all images. Fields and errors as there.
+    endpoints conv1, pool1, conv2, pool2, conv3, conv4, conv5, pool5, pooled, fc1, fc2 of ``AlexNet``. The kernel of fc1
+    has the same shape for images of any size. Attributes and errors are those of ``AlexNet``.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
@@ -150,8 +161,8 @@ class AlexNetTorchvision(linen.Module):
         nn.check_images(images, 63)
         conv = functools.partial(nn.Conv, dtype=self.dtype)
         convs = [
-            functools.partial(conv, maps, kernel, strides=4 if i == 0 else 1, padding=2 if i == 0 else "SAME")
-            for i, (maps, kernel) in enumerate(zip((64, 192, 384, 256, 256), _KERNELS, strict=True))
+            functools.partial(conv, features, kernel, strides=4 if i == 0 else 1, padding=2 if i == 0 else "SAME")
+            for i, (features, kernel) in enumerate(zip((64, 192, 384, 256, 256), _KERNELS, strict=True))
         ]
         endpoints = _convolutions(self, images, convs, None, self.remat)
         if self.num_classes is None:

@@ -1,6 +1,6 @@
 """The chapter's CNN for Fashion-MNIST (Géron, "Hands-On Machine Learning", ch. 14, "CNN Architectures").
 
-Convolutions with ReLU whose number of maps doubles after each max pooling, then dense layers with dropout:
+Convolutions with ReLU, whose features double after each max pooling, then dense layers with dropout:
 
     conv1   64 @ 7×7      pool1  2×2
     conv2a 128 @ 3×3      conv2b 128 @ 3×3      pool2  2×2
@@ -23,8 +23,8 @@ from flax.typing import Dtype
 from cnnjax import nn
 from cnnjax.types import Array
 
-_SMALLEST = 8  # pixels: three poolings halve it to one
-# Name, maps as a multiple of the first layer's, kernel size.
+_SMALLEST = 8  # pixels: three poolings leave one
+# Name, features as a multiple of the first layer's, kernel size.
 _STAGES = (
     (("conv1", 1, 7),),
     (("conv2a", 2, 3), ("conv2b", 2, 3)),
@@ -46,13 +46,20 @@ _init = linen.initializers.glorot_uniform()
 class FashionCNN(linen.Module):
     """The CNN of the table above, for images ``[n, h, w, c]`` with h, w ≥ 8 pixels, float in [0, 1].
 
-    ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head)
-    and the endpoints conv1, pool1, conv2a, conv2b, pool2, conv3a, conv3b, pool3 ``[n, h, w, maps]``,
-    pooled ``[n, maps]``, the average of pool3, dense1 ``[n, 128]``, dense2 ``[n, 64]``, each after its ReLU and before
-    dropout. In training it needs the
-    key ``rngs={"dropout": key}``. ``width`` is the number of maps of conv1, ``dropout`` the
-    probability that a unit is dropped, ``dtype`` the type computed in (None: float32). ValueError for smaller
-    images.
+    ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
+    endpoints conv1, pool1, conv2a, conv2b, pool2, conv3a, conv3b, pool3 ``[n, h, w, features]``, pooled
+    ``[n, features]``, the average of pool3, dense1 ``[n, 128]`` and dense2 ``[n, 64]``, each after its ReLU and before
+    dropout. The kernel of dense1 has a row for each value of pool3, so its shape depends on the size of the images.
+    Training needs ``rngs={"dropout": key}``.
+
+    Attributes:
+      num_classes: classes of the head; None builds no head.
+      width: features of conv1.
+      dropout: probability that a value of dense1 or dense2 is dropped.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: the images are smaller.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (28, 28, 1)
@@ -66,11 +73,7 @@ class FashionCNN(linen.Module):
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
-        if images.ndim != 4 or min(images.shape[1:3]) < _SMALLEST:
-            raise ValueError(
-                f"expected images [n, h, w, c] of at least {_SMALLEST} by {_SMALLEST} pixels, "
-                f"got shape {tuple(images.shape)}"
-            )
+        nn.check_images(images, _SMALLEST)
         endpoints: dict[str, jax.Array] = {}
         x = images
         for i, stage in enumerate(_STAGES, start=1):
@@ -89,5 +92,5 @@ class FashionCNN(linen.Module):
         return head(x), endpoints
 
 
-# digits_cnn is the same at half the width: enough for 8×8 digits, and four times faster.
+# digits_cnn has half the features: enough for 8×8 digits, and four times faster.
 VARIANTS = {"fashion_cnn": FashionCNN, "digits_cnn": functools.partial(FashionCNN, width=32)}

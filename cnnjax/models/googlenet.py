@@ -21,13 +21,15 @@ chapter's SE-Inception, Fig. 14-20 (Hu, Shen & Sun, "Squeeze-and-Excitation Netw
 
 The four branches of a module are joined in this order. Max pooling rounds its sizes up, as Caffe's.
 
-``googlenet`` is the net of 2014: convolutions with biases and ReLU, no BatchNorm. Its normalization is the chapter's,
-which is also that of Caffe's model. The auxiliary heads average 5×5 windows with stride 3, which gives 4×4 on 224×224
-images; where it does not, and always in ``googlenet_bn``, the map is divided evenly into 4×4 windows, so that no dense
-layer depends on the size of the images. ``googlenet_bn`` is torchvision's: BatchNorm in place of biases and local
-response normalization, 3×3 kernels in the 5×5 branches, and 2×2 windows in the last max pooling. Its weights expect
-channels in −1…1, which is preprocessing and not done here. ``se_googlenet`` is ``googlenet_bn`` with squeeze-and-
-excitation at the end of every module: the paper has published no weights of it.
+``googlenet`` is the network of 2014: convolutions with biases and ReLU, no BatchNorm. The constants of its local
+response normalization are the chapter's, which are Caffe's too. The auxiliary heads average 5×5 windows with stride 3,
+which gives 4×4 values for 224×224 images. For sizes where it does not, and always in ``googlenet_bn``, the feature map
+is divided evenly into 4×4 windows, so that no dense layer depends on the size of the images.
+
+``googlenet_bn`` is torchvision's: BatchNorm in place of biases and local response normalization, 3×3 kernels in the 5×5
+branches, and 2×2 windows in the last max pooling. Its published weights expect channels in −1…1; images are not scaled
+here. ``se_googlenet`` is ``googlenet_bn`` with squeeze-and-excitation at the end of every module; its authors have
+published no weights.
 
 Kernels start He normal (no paper says how), those of the heads' last layers with deviation 0.01.
 """
@@ -44,7 +46,7 @@ from flax.typing import Dtype
 from cnnjax import nn
 from cnnjax.types import Array
 
-# 1×1; 3×3 reduce, 3×3; 5×5 reduce, 5×5; pooling's projection.
+# Features of the convolutions: 1×1; 3×3 reduce, 3×3; 5×5 reduce, 5×5; after pooling.
 _MODULES = {
     "inception3a": (64, 96, 128, 16, 32, 32),
     "inception3b": (128, 128, 192, 32, 96, 64),
@@ -70,7 +72,7 @@ _STRIDES = {
 
 
 class ConvReLU(linen.Module):
-    """Convolution with bias, then ReLU; called as ``nn.ConvNorm``."""
+    """Convolution ``conv`` with bias, then ReLU; called with ``(x, train)`` as ``nn.ConvNorm``."""
 
     features: int
     kernel_size: int
@@ -87,18 +89,21 @@ class ConvReLU(linen.Module):
 class Inception(linen.Module):
     """Four branches side by side, ``[n, h, w, c]`` → ``[n, h, w, sum]``.
 
-    ``maps`` are those of the table, ``large`` is the kernel of the 5×5 branch, ``reduction`` that of
-    squeeze-and-excitation (None: none); ``conv`` makes the layers.
+    Attributes:
+      features: of the convolutions, as in the table.
+      large: kernel size of the 5×5 branch.
+      reduction: of squeeze-and-excitation after the branches; None: no squeeze-and-excitation.
+      conv: makes the layers.
     """
 
-    maps: tuple[int, int, int, int, int, int]
+    features: tuple[int, int, int, int, int, int]
     large: int
     reduction: int | None
     conv: Any
 
     @linen.compact
     def __call__(self, x: Array, train: bool) -> jax.Array:
-        one, reduce3, three, reduce5, five, project = self.maps
+        one, reduce3, three, reduce5, five, project = self.features
         middle = self.conv(reduce3, 1, name="reduce3x3")(x, train)
         large = self.conv(reduce5, 1, name="reduce5x5")(x, train)
         branches = [
@@ -114,9 +119,9 @@ class Inception(linen.Module):
 
 
 class AuxiliaryHead(linen.Module):
-    """Float32 logits ``[n, num_classes]`` from a map within the net.
+    """Float32 logits ``[n, num_classes]`` from a feature map within the network.
 
-    With ``windows`` it averages 5×5 windows if these give 4×4 of them.
+    With ``windows`` it averages 5×5 windows with stride 3 where these give 4×4 values, else 4×4 even windows.
     """
 
     num_classes: int
@@ -138,7 +143,7 @@ class AuxiliaryHead(linen.Module):
 
 
 def _halved(x: Array, window: int) -> jax.Array:
-    """Max pooling with stride 2, sizes rounded up."""
+    """Max pooling with stride 2 that rounds sizes up."""
     return nn.max_pool(x, window, strides=2, padding=nn.ceil_padding(x, window, 2))
 
 
@@ -147,12 +152,23 @@ class GoogLeNet(linen.Module):
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
     endpoints conv1, conv2, inception3a, inception3b, inception4a, inception4b, inception4c, inception4d, inception4e,
-    inception5a, inception5b ``[n, h / 2 … h / 32, w / …, maps]`` and pooled ``[n, 1024]``. In training it needs the key
-    ``rngs={"dropout": key}``, and with ``aux`` there are also the logits aux1, aux2 ``[n, num_classes]`` float32, whose
-    losses are added with the weights ``aux_weights``. ``dropout`` and ``aux_dropout`` are the probabilities that a unit
-    before the heads' last layers is dropped, ``batch_norm`` makes it torchvision's, ``reduction`` is that of
-    squeeze-and-excitation (None: none), ``dtype`` the type computed in (None: float32), ``remat`` computes each
-    module's activations anew in the backward pass. ValueError for smaller images.
+    inception5a, inception5b ``[n, h / 2 … h / 32, w / 2 … w / 32, features]`` and pooled ``[n, 1024]``. In training
+    with ``aux`` there are also the logits aux1, aux2 ``[n, num_classes]`` float32, whose losses are added with the
+    weights ``aux_weights``. Training needs ``rngs={"dropout": key}``.
+
+    Attributes:
+      batch_norm: BatchNorm, kernels and windows of torchvision's.
+      reduction: of squeeze-and-excitation; None: no squeeze-and-excitation.
+      num_classes: classes of the head; None builds no head.
+      aux: build the auxiliary heads, where there is a head.
+      dropout: probability that a value before the head's last layer is dropped.
+      aux_dropout: probability that a value before the last layer of an auxiliary head is dropped.
+      momentum, epsilon: of BatchNorm.
+      remat: compute each module's activations anew in the backward pass.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: the images are smaller.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
@@ -171,7 +187,7 @@ class GoogLeNet(linen.Module):
 
     @property
     def aux_weights(self) -> Mapping[str, float]:
-        """Auxiliary head → weight of its loss; empty without ``aux`` or without a head."""
+        """Endpoint of an auxiliary head → weight of its loss; empty without ``aux`` or without a head."""
         return _AUX_WEIGHTS if self.aux and self.num_classes is not None else {}
 
     @linen.compact
@@ -183,12 +199,12 @@ class GoogLeNet(linen.Module):
         endpoints: dict[str, jax.Array] = {}
         x = self._stem(images, train, conv, endpoints)
         inception = nn.rematerialized(Inception, self.remat)
-        for name, maps in _MODULES.items():
+        for name, features in _MODULES.items():
             if name == "inception4a":
                 x = _halved(x, 3)
             elif name == "inception5a":
                 x = _halved(x, 2 if self.batch_norm else 3)
-            layer = inception(maps, 3 if self.batch_norm else 5, self.reduction, conv, name=name)
+            layer = inception(features, 3 if self.batch_norm else 5, self.reduction, conv, name=name)
             x = endpoints[name] = layer(x, train)
             self._auxiliary(name, x, train, conv, endpoints)
         x = endpoints["pooled"] = nn.global_avg_pool(x)
@@ -197,7 +213,7 @@ class GoogLeNet(linen.Module):
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints
 
     def _stem(self, images: Array, train: bool, conv: Any, endpoints: dict[str, jax.Array]) -> jax.Array:
-        """All before the first module."""
+        """Layers before the first module."""
         norm = (lambda x: x) if self.batch_norm else nn.local_response_norm
         x = endpoints["conv1"] = conv(64, 7, strides=2, padding=3, name="conv1")(images, train)
         x = conv(64, 1, name="conv2_reduce")(norm(_halved(x, 3)), train)
@@ -205,7 +221,7 @@ class GoogLeNet(linen.Module):
         return _halved(norm(x), 3)
 
     def _auxiliary(self, name: str, x: Array, train: bool, conv: Any, endpoints: dict[str, jax.Array]) -> None:
-        """The auxiliary head after module ``name``, if it has one: parameters always, logits in training."""
+        """Auxiliary head after module ``name``, where there is one: parameters always, the endpoint in training."""
         if name not in _AUX or not self.aux or self.num_classes is None or not (train or self.is_initializing()):
             return
         head = AuxiliaryHead(self.num_classes, self.aux_dropout, not self.batch_norm, conv, name=_AUX[name])

@@ -5,24 +5,24 @@
     conv3       3×3, 64                          then max pooling 3×3, stride 2
     conv4       1×1, 80
     conv5       3×3, 192, no padding             then max pooling 3×3, stride 2
-    mixed5b–d   3 modules of Fig. 5, on 35×35 maps: 1×1; 1×1, 5×5; 1×1, 3×3, 3×3; average pooling, 1×1
+    mixed5b–d   3 modules of Fig. 5, at 35×35: 1×1; 1×1, 5×5; 1×1, 3×3, 3×3; average pooling, 1×1
     mixed6a     grid reduction, Fig. 10: 3×3; 1×1, 3×3, 3×3; max pooling, all with stride 2
-    mixed6b–e   4 modules of Fig. 6, on 17×17 maps: 1×1; 1×7, 7×1; twice that; average pooling, 1×1
+    mixed6b–e   4 modules of Fig. 6, at 17×17: 1×1; 1×7, 7×1; twice that; average pooling, 1×1
     aux1        average pooling 5×5, stride 3; 1×1, 128; 5×5, 768, no padding; global average; num_classes
     mixed7a     grid reduction
-    mixed7b–c   2 modules of Fig. 7, on 8×8 maps: 1×1; 1×3 beside 3×1; 3×3, 1×3 beside 3×1; average pooling, 1×1
+    mixed7b–c   2 modules of Fig. 7, at 8×8: 1×1; 1×3 beside 3×1; 3×3, 1×3 beside 3×1; average pooling, 1×1
     head        global average, dropout, num_classes
 
-All convolutions are followed by BatchNorm and ReLU. The paper's table has 3×3 convolutions where the authors' code,
-and so torchvision and Keras, have conv4 and the second pooling, and its Fig. 5 has a 3×3 where the code has the 5×5.
-This is the code's net.
+BatchNorm and ReLU follow every convolution. This is the network of the authors' code, which torchvision and Keras have
+too. The paper's table has 3×3 convolutions in place of conv4 and the second pooling, its Fig. 5 a 3×3 in place of the
+5×5.
 
-The default is torchvision's. In Keras' average pooling counts no padding (``count_include_pad=False``), there is no
-auxiliary head and no dropout, and BatchNorm has no scale, which is a scale of one. The weights expect channels in −1…1,
-which is preprocessing and not done here.
+The defaults are torchvision's. In Keras', average pooling does not count the padding (``count_include_pad=False``),
+there is no auxiliary head and no dropout, and BatchNorm has no scale, which amounts to a scale of one. Published
+weights expect channels in −1…1; images are not scaled here.
 
-The windows of the auxiliary head fit images of 299 pixels and more. Below that its map is divided evenly into 5×5
-windows, so that smaller images can be trained on; torchvision refuses them.
+The windows of the auxiliary head fit images of 299 pixels and more. For smaller images, which torchvision refuses, its
+feature map is divided evenly into 5×5 windows.
 
 Kernels start He normal (the authors' code: normal with deviation 0.1), those of the heads' last layers with
 deviation 0.01.
@@ -41,7 +41,7 @@ from cnnjax import nn
 from cnnjax.ops.window import Ints
 from cnnjax.types import Array
 
-# Maps, then the kernel; more than one kernel: as many convolutions of the same map, side by side.
+# Features, then the kernel; with more than one kernel as many convolutions of the same input, side by side.
 Layer = tuple[int, *tuple[Ints, ...]]
 Branches = Sequence[Sequence[Layer]]
 
@@ -49,9 +49,14 @@ Branches = Sequence[Sequence[Layer]]
 class Inception(linen.Module):
     """Chains of convolutions side by side, and a pooling: ``[n, h, w, c]`` → ``[n, h, w, sum]``.
 
-    Layer ``branch{i}_{j}`` is the j-th of the i-th of ``branches``, with a letter where there are several. ``project``
-    are the maps of the 1×1 convolution after average pooling. None is a grid reduction: the last convolution of each
-    branch has stride 2 and no padding, and so has max pooling, which takes the average's place.
+    Layer ``branch{i}_{j}`` is the j-th of branch i, with a letter "a", "b" where two are side by side.
+
+    Attributes:
+      branches: the chains.
+      project: features of the 1×1 convolution after average pooling. None is a grid reduction: the last convolution of
+        each branch has stride 2 and no padding, and so has max pooling in place of average pooling.
+      count_include_pad: average pooling counts its padding.
+      conv_norm: makes the layers.
     """
 
     branches: Branches
@@ -71,10 +76,10 @@ class Inception(linen.Module):
 
     def _branch(self, i: int, layers: Sequence[Layer], x: Array, train: bool) -> jax.Array:
         y = jnp.asarray(x)
-        for j, (maps, *kernels) in enumerate(layers, start=1):
+        for j, (features, *kernels) in enumerate(layers, start=1):
             halve = self.project is None and j == len(layers)
             conv = functools.partial(
-                self.conv_norm, maps, strides=2 if halve else 1, padding="VALID" if halve else "SAME"
+                self.conv_norm, features, strides=2 if halve else 1, padding="VALID" if halve else "SAME"
             )
             letters = "ab" if len(kernels) > 1 else ("",)
             named = zip(letters, kernels, strict=True)
@@ -82,13 +87,13 @@ class Inception(linen.Module):
         return y
 
 
-def _fig6(maps: int) -> Branches:
-    """Branches of a module with factorized 7×7 convolutions of ``maps`` maps."""
+def _fig6(features: int) -> Branches:
+    """Branches of a module with factorized 7×7 convolutions of so many ``features``."""
     wide, high = (1, 7), (7, 1)
     return (
         ((192, 1),),
-        ((maps, 1), (maps, wide), (192, high)),
-        ((maps, 1), (maps, high), (maps, wide), (maps, high), (192, wide)),
+        ((features, 1), (features, wide), (192, high)),
+        ((features, 1), (features, high), (features, wide), (features, high), (192, wide)),
     )
 
 
@@ -120,14 +125,14 @@ _STRIDES = {
 
 
 class AuxiliaryHead(linen.Module):
-    """Float32 logits ``[n, num_classes]`` from a map within the net."""
+    """Float32 logits ``[n, num_classes]`` from a feature map within the network."""
 
     num_classes: int
     conv_norm: Any
 
     @linen.compact
     def __call__(self, x: Array, train: bool) -> jax.Array:
-        # 17 pixels are the fewest whose averages the 5×5 convolution fits.
+        # The averages of 17 pixels are the fewest that the 5×5 convolution fits.
         x = nn.avg_pool(x, 5, strides=3) if min(x.shape[1:3]) >= 17 else nn.adaptive_avg_pool(x, 5)
         x = self.conv_norm(128, 1, name="conv1")(x, train)
         x = self.conv_norm(768, 5, padding="VALID", name="conv2")(x, train)
@@ -139,11 +144,21 @@ class InceptionV3(linen.Module):
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
     endpoints conv3, conv5, mixed5b, mixed5c, mixed5d, mixed6a, mixed6b, mixed6c, mixed6d, mixed6e, mixed7a, mixed7b,
-    mixed7c ``[n, h / 2 … h / 32, w / …, maps]``, less the borders, and pooled ``[n, 2048]``. In training it needs the
-    key ``rngs={"dropout": key}``, and with ``aux`` there are also the logits aux1 ``[n, num_classes]`` float32, whose
-    loss is added with the weight in ``aux_weights``. ``dropout`` is the probability that a unit of pooled is dropped,
-    ``count_include_pad`` whether average pooling counts its padding, ``dtype`` the type computed in (None: float32),
-    ``remat`` computes each module's activations anew in the backward pass. ValueError for smaller images.
+    mixed7c ``[n, h / 2 … h / 32, w / 2 … w / 32, features]``, less borders that are not padded, and pooled
+    ``[n, 2048]``. In training with ``aux`` there are also the logits aux1 ``[n, num_classes]`` float32, whose loss is
+    added with the weight in ``aux_weights``. Training needs ``rngs={"dropout": key}``.
+
+    Attributes:
+      num_classes: classes of the head; None builds no head.
+      aux: build the auxiliary head, where there is a head.
+      dropout: probability that a value of ``pooled`` is dropped.
+      count_include_pad: average pooling counts its padding.
+      momentum, epsilon: of BatchNorm.
+      remat: compute each module's activations anew in the backward pass.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: the images are smaller.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
@@ -160,7 +175,7 @@ class InceptionV3(linen.Module):
 
     @property
     def aux_weights(self) -> Mapping[str, float]:
-        """Auxiliary head → weight of its loss; empty without ``aux`` or without a head."""
+        """Endpoint of an auxiliary head → weight of its loss; empty without ``aux`` or without a head."""
         return _AUX_WEIGHTS if self.aux and self.num_classes is not None else {}
 
     @linen.compact
@@ -178,7 +193,7 @@ class InceptionV3(linen.Module):
         for name, (branches, project) in _MODULES.items():
             layer = inception(branches, project, self.count_include_pad, conv_norm, name=name)
             x = endpoints[name] = layer(x, train)
-        # Its parameters are made whenever variables are.
+        # Variables do not depend on ``train``, so they always have the parameters of the auxiliary head.
         if self.aux and self.num_classes is not None and (train or self.is_initializing()):
             logits = AuxiliaryHead(self.num_classes, conv_norm, name="aux1")(endpoints["mixed6e"], train)
             if train:

@@ -15,9 +15,9 @@ Impact of Residual Connections on Learning", AAAI 2017).
                                               conv             8×8×1536
     head: global average, dropout of 0.2, num_classes
 
-The paper's Inception-ResNet-v2 (Fig. 15) has the stem of Inception-v4 and 5, 10 and 5 residual blocks. What its authors
-published, and Keras has, is the table above: a shorter stem, twice as many blocks, and no scale in BatchNorm.
-Of several blocks the names are inception_a_1, inception_a_2…
+The paper's Inception-ResNet-v2 (Fig. 15) has the stem of Inception-v4 and 5, 10 and 5 residual blocks. The table above
+is the network that its authors published, and Keras after them: a shorter stem, twice as many blocks, and no scale in
+BatchNorm. Where a stage has several blocks, they are called inception_a_1, inception_a_2…
 
 Kernels start as in the authors' code, He normal by fan-in. The momentum of BatchNorm is timm's and Keras'.
 """
@@ -34,12 +34,12 @@ from flax.typing import Dtype
 from cnnjax import nn
 from cnnjax.types import Array
 
-_SMALLEST = 75  # pixels: the last map has one
+_SMALLEST = 75  # pixels: the last feature map has one
 _FORK = ((1, 3), (3, 1))
 _POOLS = {"max": nn.max_pool, "avg": nn.avg_pool}
 
-# A block is a table of branches side by side, a branch a row of layers: (maps or kind of pooling, window, strides).
-# Without strides the layer keeps the map's size; with them nothing is padded (the paper's "V").
+# A block is a table of branches side by side, a branch a row of layers: (features or kind of pooling, window, strides).
+# Without strides the layer keeps the size of its input; with them nothing is padded (the paper's "V").
 Layers = tuple[tuple[Any, ...], ...]
 Branches = tuple[Layers, ...]
 Stages = tuple[tuple[str, int, type[linen.Module], tuple[Any, ...]], ...]
@@ -113,7 +113,7 @@ _RESNET_CONV: Branches = (((1536, 1),),)
 class Branch(linen.Module):
     """``layers`` one after another; ``conv_norm`` makes the convolutions, conv1, conv2…
 
-    Where the window is ``_FORK``, a 1×3 and a 3×1 convolution of the same map (conv2a, conv2b), joined in depth.
+    A window ``_FORK`` is a 1×3 and a 3×1 convolution of the same input (such as conv2a, conv2b), joined in depth.
     """
 
     layers: Layers
@@ -122,14 +122,15 @@ class Branch(linen.Module):
     @linen.compact
     def __call__(self, x: Array, train: bool) -> jax.Array:
         number = 0
-        for maps, window, *strides in self.layers:
+        for features, window, *strides in self.layers:
             where = {"strides": strides[0], "padding": "VALID"} if strides else {"strides": 1, "padding": "SAME"}
-            if maps in _POOLS:
-                x = _POOLS[maps](x, window, **where)
+            if features in _POOLS:
+                x = _POOLS[features](x, window, **where)
                 continue
             number += 1
             windows = {"a": window[0], "b": window[1]} if window == _FORK else {"": window}
-            convs = [self.conv_norm(maps, size, **where, name=f"conv{number}{part}") for part, size in windows.items()]
+            names = {f"conv{number}{part}": size for part, size in windows.items()}
+            convs = [self.conv_norm(features, size, **where, name=name) for name, size in names.items()]
             x = jnp.concatenate([conv(x, train) for conv in convs], -1)
         return jnp.asarray(x)
 
@@ -149,8 +150,8 @@ class Mixed(linen.Module):
 class Residual(linen.Module):
     """``relu(x + scale · conv(mixed(x)))``, without the ReLU unless ``activate``.
 
-    The 1×1 convolution gives as many maps as x has; it has a bias and no BatchNorm. The small scale keeps training from
-    dying (sec. 3.3).
+    The 1×1 convolution ``conv`` has as many features as x has channels, a bias and no BatchNorm. Without the small
+    scale training dies (sec. 3.3).
     """
 
     branches: Branches
@@ -165,7 +166,7 @@ class Residual(linen.Module):
         return nn.relu(y) if self.activate else y
 
 
-# Name, how many, kind of block and its fields.
+# Name of the stage, number of blocks, their class and its fields.
 _V4: Stages = (
     ("stem1", 1, Mixed, (_STEM1,)),
     ("stem2", 1, Mixed, (_V4_STEM2,)),
@@ -219,7 +220,7 @@ _STRIDES_RESNET_V2 = {
 
 
 def _endpoints(stages: Stages, images: Array, train: bool, remat: bool, conv_norm: Any) -> dict[str, jax.Array]:
-    """The last map of each of ``stages``, whose blocks are name1, name2… where there are several, and ``pooled``."""
+    """Endpoints: the last feature map of each of ``stages``, and ``pooled``."""
     nn.check_images(images, _SMALLEST)
     endpoints: dict[str, jax.Array] = {}
     x = images
@@ -238,10 +239,18 @@ class InceptionV4(linen.Module):
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
     endpoints stem1, stem2, stem3, stem4, inception_a, reduction_a, inception_b, reduction_b, inception_c
-    ``[n, h / 2 … h / 32, w / …, maps]``, about, and pooled ``[n, 1536]``. In training it needs the key
-    ``rngs={"dropout": key}``. ``dropout`` is the probability that a pooled value is dropped, ``dtype`` the type
-    computed in (None: float32), ``remat`` computes each block's activations anew in the backward pass. ValueError for
-    smaller images.
+    ``[n, h / 2 … h / 32, w / 2 … w / 32, features]``, less borders that are not padded, and pooled ``[n, 1536]``.
+    Training needs ``rngs={"dropout": key}``.
+
+    Attributes:
+      num_classes: classes of the head; None builds no head.
+      dropout: probability that a value of ``pooled`` is dropped.
+      momentum, epsilon: of BatchNorm.
+      remat: compute each block's activations anew in the backward pass.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: the images are smaller.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
@@ -269,8 +278,8 @@ class InceptionResNetV2(linen.Module):
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
     endpoints stem1, stem2, stem3, mixed, block35, reduction_a, block17, reduction_b, block8, block8_last, conv
-    ``[n, h / 2 … h / 32, w / …, maps]``, about, and pooled ``[n, 1536]``. Fields as ``InceptionV4``. ValueError for
-    smaller images.
+    ``[n, h / 2 … h / 32, w / 2 … w / 32, features]``, less borders that are not padded, and pooled ``[n, 1536]``.
+    Attributes and errors are those of ``InceptionV4``.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)

@@ -1,20 +1,20 @@
 """LeNet-5 (LeCun, Bottou, Bengio & Haffner, "Gradient-Based Learning Applied to Document Recognition",
 Proc. IEEE 86(11), 1998, section II.B and appendix A), as it was, and as it is built today.
 
-    layer  maps @ size   kernel   parameters   connected to
-    in       1 @ 32×32
-    c1       6 @ 28×28   5×5             156
-    s2       6 @ 14×14   2×2              12   one coefficient and one bias per map
-    c3      16 @ 10×10   5×5           1,516   the maps of s2 in Table I, _TABLE_I here
-    s4      16 @  5×5    2×2              32
-    c5     120 @  1×1    5×5          48,120
-    f6      84                        10,164
-    out     10                             0   squared distances to fixed bitmaps of 7×12 = 84 pixels
+    layer  features @ size   kernel   parameters   connected to
+    in            1 @ 32×32
+    c1            6 @ 28×28   5×5            156
+    s2            6 @ 14×14   2×2             12   one coefficient and one bias per channel
+    c3           16 @ 10×10   5×5          1,516   the channels of s2 in Table I, _TABLE_I here
+    s4           16 @  5×5    2×2             32
+    c5          120 @  1×1    5×5         48,120
+    f6           84                       10,164
+    out          10                            0   squared distances to fixed bitmaps of 7×12 = 84 pixels
 
-60,000 trainable parameters. The paper passes the weighted sums of all layers up to f6 through the squashing
-function, so c1, c3 and c5 squash too, not only s2, s4 and f6. Differences from the paper: its bitmaps
-(Fig. 3) cover the printable ASCII set and are not in its text, so the ten digits here are drawn anew; the
-biases, whose start the paper does not give, start at zero.
+It has 60,000 trainable parameters. The squashing function follows the weighted sums of all layers up to f6: c1, c3 and
+c5 squash too, not only s2, s4 and f6. Differences from the paper: its bitmaps (Fig. 3) cover the printable ASCII set
+and are not in its text, so the ten digits here are drawn anew; the biases, whose start the paper does not give, start
+at zero.
 """
 
 import functools
@@ -32,8 +32,8 @@ from cnnjax import nn
 from cnnjax.ops import conv as conv_ops
 from cnnjax.types import Array, Key, UserError
 
-# Table I: the maps of s2 that each of the 16 maps of c3 sees. The first six see three neighbours, the next
-# six four neighbours, the next three four that are not all neighbours, the last one all.
+# Table I: the channels of s2 that each of the 16 features of c3 sees. The first six see three neighbors, the next
+# six four neighbors, the next three four that are not all neighbors, the last one all.
 _TABLE_I = (
     (0, 1, 2),
     (1, 2, 3),
@@ -53,7 +53,7 @@ _TABLE_I = (
     (0, 1, 2, 3, 4, 5),
 )
 
-# The targets of f6 for the digits 0 to 9, 7 wide and 12 high: # is +1, . is −1.
+# Targets of f6 for the digits 0 to 9, 7 wide and 12 high: # is +1, . is −1.
 _BITMAPS = """
 .......  ...##..  .#####.  #######  ##...##
 .#####.  ..###..  ##...##  .....##  ##...##
@@ -101,10 +101,11 @@ def squash(x: jax.Array) -> jax.Array:
 
 
 def fan_in_uniform(fan_in: float | np.ndarray | None = None) -> Initializer:
-    """Uniform between −2.4 / F and 2.4 / F, F the inputs of the unit (appendix A of the paper).
+    """Uniform between −2.4 / F and 2.4 / F, F the number of inputs of a unit (appendix A of the paper).
 
-    ``fan_in`` is F, or one F for each entry of the last axis; by default the product of all axes but the
-    last, right for kernels ``[*window, in, out]``.
+    Args:
+      fan_in: F, or one F for each entry of the last axis; default: the product of all axes but the last, right for
+        kernels ``[*window, in, out]``.
     """
 
     def init(key: Key, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
@@ -115,10 +116,10 @@ def fan_in_uniform(fan_in: float | np.ndarray | None = None) -> Initializer:
 
 
 class TableConv(linen.Module):
-    """Layer c3: a 5×5 convolution in which output map j sees only the input maps ``table[j]``.
+    """Layer c3: a 5×5 convolution in which feature j sees only the channels ``table[j]``.
 
-    Parameters: ``kernel [5, 5, connections]``, ordered by output map and then by input map: only what is
-    connected, and ``bias [len(table)]``. Input ``[n, h, w, c]``, output ``[n, h − 4, w − 4, len(table)]``.
+    Parameters: ``kernel [5, 5, connections]``, a window per connection, ordered by feature and then by channel, and
+    ``bias [len(table)]``. Input ``[n, h, w, c]``, output ``[n, h − 4, w − 4, len(table)]``.
     """
 
     table: tuple[tuple[int, ...], ...]
@@ -144,7 +145,7 @@ def rbf_distances(x: jax.Array, codes: Array) -> jax.Array:
 
 
 def _as_32(images: Array) -> jax.Array:
-    """Images ``[n, 28 or 32, same, 1]`` as 32×32, zeros added around; ValueError for other shapes."""
+    """Images ``[n, 28, 28, 1]`` or ``[n, 32, 32, 1]`` as 32×32, padded with zeros; ValueError for other shapes."""
     if images.ndim != 4 or images.shape[1:] not in ((28, 28, 1), (32, 32, 1)):
         raise ValueError(f"expected images [n, 28, 28, 1] or [n, 32, 32, 1] in [0, 1], got shape {tuple(images.shape)}")
     margin = (32 - images.shape[1]) // 2
@@ -152,19 +153,23 @@ def _as_32(images: Array) -> jax.Array:
 
 
 class LeNet5(linen.Module):
-    """LeNet-5 of 1998, exactly (the table above).
+    """LeNet-5 of 1998, exactly (the table above), for images ``[n, 28, 28, 1]`` or ``[n, 32, 32, 1]`` in [0, 1].
 
-    Images are ``[n, 28, 28, 1]`` or ``[n, 32, 32, 1]``, float, 0 background and 1 ink. 28 pixels are padded
-    to 32, then as in the paper background becomes −0.1 and ink 1.175: mean about 0, variance about 1.
+    Background is 0 and ink 1. 28 pixels are padded to 32; then, as in the paper, background becomes −0.1 and ink 1.175:
+    mean about 0, variance about 1.
 
-    ``apply`` gives logits ``[n, 10]`` float32, minus the output layer's distances: the largest is the nearest
-    code and softmax(logits) ∝ exp(−y). Endpoints: c1, s2, c3, s4 ``[n, h, w, maps]``, pooled ``[n, 16]``, the
-    average of s4, c5 ``[n, 120]``, f6 ``[n, 84]``, each after squashing. The loss of the paper is
-    ``losses.rbf_map_loss``. ``train`` changes nothing. ``dtype`` is the type computed in (None: float32).
+    ``apply(variables, images, train=...)`` gives logits ``[n, 10]`` float32 (None without a head), the negative
+    distances −y of the output layer: the largest belongs to the nearest code, and softmax(logits) ∝ exp(−y). Endpoints
+    are c1, s2, c3, s4 ``[n, h, w, features]``, pooled ``[n, 16]``, the average of s4, c5 ``[n, 120]`` and f6
+    ``[n, 84]``, each after squashing. The paper's loss is ``losses.rbf_map_loss``. ``train`` changes nothing.
+
+    Attributes:
+      num_classes: 10, the digits; None builds no head.
+      dtype: type computed in; None: float32.
 
     Raises:
-        UserError: ``num_classes`` other than 10 or None: the codes are those of the ten digits.
-        ValueError: images of another shape.
+      UserError: ``num_classes`` is neither 10 nor None: the codes are those of the ten digits.
+      ValueError: images of another shape.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (28, 28, 1)
@@ -202,15 +207,21 @@ class LeNet5(linen.Module):
 
 
 class LeNet5Modern(linen.Module):
-    """LeNet-5 as it is built today: average pooling without parameters, c3 sees all maps of s2, and a
-    dense layer gives the logits. tanh after c1, c3, c5 and f6, as in the chapter's Table 14-1.
-    61,706 parameters.
+    """LeNet-5 as it is built today, for images ``[n, 28, 28, 1]`` or ``[n, 32, 32, 1]`` in [0, 1].
 
-    Images are ``[n, 28, 28, 1]`` (padded with zeros) or ``[n, 32, 32, 1]``, float in [0, 1]. ``apply`` gives
-    logits ``[n, num_classes]`` float32 (None without a head) and the endpoints c1, s2, c3, s4
-    ``[n, h, w, maps]``, pooled ``[n, 16]``, the average of s4, c5 ``[n, 120]``, f6 ``[n, 84]``. ``train`` changes
-    nothing. ``dtype`` is the type
-    computed in (None: float32). ValueError for images of another shape.
+    Average pooling has no parameters, c3 sees all channels of s2, a dense layer gives the logits, and tanh follows c1,
+    c3, c5 and f6, as in the chapter's Table 14-1: 61,706 parameters. 28 pixels are padded to 32 with zeros.
+
+    ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
+    endpoints c1, s2, c3, s4 ``[n, h, w, features]``, pooled ``[n, 16]``, the average of s4, c5 ``[n, 120]`` and f6
+    ``[n, 84]``. ``train`` changes nothing.
+
+    Attributes:
+      num_classes: classes of the head; None builds no head.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: images of another shape.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (28, 28, 1)

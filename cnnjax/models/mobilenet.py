@@ -14,14 +14,16 @@ Bottlenecks", CVPR 2018, Table 2).
                                                          last        1×1, 1280
                                                          head        global average, num_classes
 
-A block of v1 is a depthwise 3×3 and a 1×1 convolution; of v2 a 1×1 to t times the maps, a depthwise 3×3, and a 1×1
-without activation, around which the shortcut goes. All others have BatchNorm and ReLU6. ``width`` multiplies the maps.
+The numbers are features. A block of v1 is a depthwise 3×3 and a 1×1 convolution. A block of v2 is a 1×1 convolution to
+t times its input's channels, a depthwise 3×3 and a 1×1 without activation, with a shortcut around them where the shape
+stays. BatchNorm follows every convolution, and ReLU6 all but the last of v2's blocks. ``width`` multiplies the
+features.
 
-Both are Keras' unless told otherwise. Keras' v1 pads its strided depthwise convolutions by one after, on odd sizes
-too, where "SAME" pads on both sides. ``padding=1, epsilon=1e-5, momentum=0.9`` gives torchvision's v2 and timm's v1.
-The last layer of v1 is a 1×1 convolution in Keras, which on one pixel is a dense layer.
+The defaults are Keras'. Its v1 pads strided depthwise convolutions with one row and column at the end, also of odd
+sizes, which "SAME" would pad on both sides. ``padding=1, epsilon=1e-5, momentum=0.9`` gives torchvision's v2 and timm's
+v1. The last layer of Keras' v1 is a 1×1 convolution, which on one pixel is the dense layer here.
 
-Kernels start as He normal by fan-in, those without activation with half its variance.
+Kernels start He normal by fan-in, those without activation with half its variance.
 """
 
 import functools
@@ -38,13 +40,13 @@ from cnnjax.types import Array
 
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *5 * ((512, 1),), (1024, 2), (1024, 1))
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-_SMALLEST = 31  # pixels: the stem rounds up and leaves 16, which four paddings after halve to one
+_SMALLEST = 31  # pixels: the stem rounds up and leaves 16, which four strided blocks halve to one
 
 
 class Separable(linen.Module):
-    """Depthwise 3×3, then 1×1 convolution to ``maps``, each made by ``conv_norm``; ``padding`` counts if strided."""
+    """Depthwise 3×3, then 1×1 convolution, each made by ``conv_norm``; ``padding`` counts only with strides."""
 
-    maps: int
+    features: int
     strides: int
     padding: Padding
     conv_norm: Any
@@ -53,16 +55,17 @@ class Separable(linen.Module):
     def __call__(self, x: Array, train: bool) -> jax.Array:
         padding = self.padding if self.strides > 1 else 1
         x = self.conv_norm(None, 3, strides=self.strides, padding=padding, name="depthwise")(x, train)
-        return self.conv_norm(self.maps, 1, name="pointwise")(x, train)
+        return self.conv_norm(self.features, 1, name="pointwise")(x, train)
 
 
 class InvertedResidual(linen.Module):
-    """1×1 to ``expansion`` times the maps (1: none), depthwise 3×3, linear 1×1 to ``maps``; x is added if it has the
-    shape.
+    """1×1 convolution to ``expansion`` times the channels (1: none), depthwise 3×3, 1×1 without activation.
+
+    The input is added where it has the shape of the result.
     """
 
     expansion: int
-    maps: int
+    features: int
     strides: int
     padding: Padding
     conv_norm: Any
@@ -74,19 +77,29 @@ class InvertedResidual(linen.Module):
             y = self.conv_norm(self.expansion * x.shape[-1], 1, name="expand")(y, train)
         y = self.conv_norm(None, 3, strides=self.strides, padding=self.padding, name="depthwise")(y, train)
         linear = functools.partial(self.conv_norm, activation=None, kernel_init=linen.initializers.lecun_normal())
-        y = linear(self.maps, 1, name="project")(y, train)
-        return x + y if self.strides == 1 and x.shape[-1] == self.maps else y
+        y = linear(self.features, 1, name="project")(y, train)
+        return x + y if self.strides == 1 and x.shape[-1] == self.features else y
 
 
 class MobileNet(linen.Module):
     """MobileNet of the table above, for images ``[n, h, w, c]`` with h, w ≥ 31 pixels, float in [-1, 1].
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
-    endpoints block1, block3, block5, block11, block13, the last map of each size ``[n, h / 2 … h / 32, w / …, maps]``,
-    and pooled ``[n, maps]``. In training it needs the key ``rngs={"dropout": key}``. ``width`` multiplies the maps,
-    rounded down; ``padding=None`` pads as Keras, 1 on every side, as torch (then any size will do).
-    ``dropout`` is the probability that a pooled feature is dropped, ``dtype`` the type computed in (None: float32);
-    ``remat`` computes each block's activations anew in the backward pass. ValueError for smaller images.
+    endpoints block1, block3, block5, block11, block13, the last feature map of each size
+    ``[n, h / 2 … h / 32, w / 2 … w / 32, features]``, and pooled ``[n, features]``. Training needs
+    ``rngs={"dropout": key}``.
+
+    Attributes:
+      num_classes: classes of the head; None builds no head.
+      width: multiplier of the features, which are rounded down.
+      padding: of the stem and of strided depthwise convolutions: None as Keras, 1 as torch (then any size will do).
+      dropout: probability that a value of ``pooled`` is dropped.
+      momentum, epsilon: of BatchNorm.
+      remat: compute each block's activations anew in the backward pass.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: the images are smaller, or another padding.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
@@ -114,10 +127,10 @@ class MobileNet(linen.Module):
         x = conv_norm(int(32 * self.width), 3, strides=2, padding=first, name="stem")(images, train)
         endpoints: dict[str, jax.Array] = {}
         block = nn.rematerialized(Separable, self.remat)
-        for i, (maps, strides) in enumerate(_BLOCKS, start=1):
+        for i, (features, strides) in enumerate(_BLOCKS, start=1):
             if strides > 1:
                 endpoints[f"block{i - 1}"] = x
-            x = block(int(maps * self.width), strides, strided, conv_norm, name=f"block{i}")(x, train)
+            x = block(int(features * self.width), strides, strided, conv_norm, name=f"block{i}")(x, train)
         endpoints[f"block{len(_BLOCKS)}"] = x
         x = endpoints["pooled"] = nn.global_avg_pool(x)
         if self.num_classes is None:
@@ -125,23 +138,31 @@ class MobileNet(linen.Module):
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints
 
 
-def _rounded(maps: float) -> int:
-    """The multiple of 8 nearest to ``maps`` that is at least 8 and no more than a tenth below."""
-    nearest = max(8, int(maps + 4) // 8 * 8)
-    return nearest + 8 if nearest < 0.9 * maps else nearest
+def _rounded(features: float) -> int:
+    """The nearest multiple of 8 that is at least 8 and at most a tenth less than ``features``."""
+    nearest = max(8, int(features + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * features else nearest
 
 
 class MobileNetV2(linen.Module):
     """MobileNetV2 of the table above, for images ``[n, h, w, c]`` of any size, float in [-1, 1].
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
-    endpoints block1, block3, block6, block13, last, the last map of each size ``[n, h / 2 … h / 32, w / …, maps]``,
-    rounded up (all but ``last`` not activated), and pooled ``[n, maps]``. In training it needs the key
-    ``rngs={"dropout": key}``. ``width`` multiplies the maps, rounded to multiples of 8; those of ``last`` only if it is
-    above one. ``padding`` is that of all 3×3 convolutions, ``dropout`` the probability that a pooled feature is dropped
-    (the authors' and torchvision's; Keras has none), ``dtype`` the type computed in (None: float32); ``remat`` computes
-    each block's activations anew in the backward pass, so that the expanded maps are not kept. ValueError unless images
-    have four axes.
+    endpoints block1, block3, block6, block13, last, the last feature map of each size
+    ``[n, h / 2 … h / 32, w / 2 … w / 32, features]``, rounded up (all but ``last`` not activated), and pooled
+    ``[n, features]``. Training needs ``rngs={"dropout": key}``.
+
+    Attributes:
+      num_classes: classes of the head; None builds no head.
+      width: multiplier of the features, which are rounded to multiples of 8; those of ``last`` never become fewer.
+      padding: of all 3×3 convolutions: "SAME" as Keras, 1 as torch.
+      dropout: probability that a value of ``pooled`` is dropped (the authors' and torchvision's; Keras has none).
+      momentum, epsilon: of BatchNorm.
+      remat: compute each block's activations anew in the backward pass, so that the expanded ones are not kept.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: the images have not four axes, or another padding.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
@@ -168,13 +189,13 @@ class MobileNetV2(linen.Module):
         endpoints: dict[str, jax.Array] = {}
         block = nn.rematerialized(InvertedResidual, self.remat)
         i = 0
-        for expansion, maps, blocks, strides in _STAGES:
+        for expansion, features, blocks, strides in _STAGES:
             if strides > 1:
                 endpoints[f"block{i}"] = x
             for step in (strides, *(blocks - 1) * (1,)):
                 i += 1
-                features = _rounded(maps * self.width)
-                x = block(expansion, features, step, self.padding, conv_norm, name=f"block{i}")(x, train)
+                width = _rounded(features * self.width)
+                x = block(expansion, width, step, self.padding, conv_norm, name=f"block{i}")(x, train)
         x = endpoints["last"] = conv_norm(_rounded(1280 * max(1.0, self.width)), 1, name="last")(x, train)
         x = endpoints["pooled"] = nn.global_avg_pool(x)
         if self.num_classes is None:

@@ -3,7 +3,7 @@ form ("Identity Mappings in Deep Residual Networks", ECCV 2016), and SE-ResNet (
 Networks", CVPR 2018, Table 1).
 
     stem     7×7, 64, stride 2; max pooling 3×3, stride 2
-    stage1   residual units of 64 maps (bottlenecks: 64, 64, 256)
+    stage1   residual units of 64 features (bottlenecks: 64, 64, 256)
     stage2   128 (128, 128, 512), the first unit with stride 2
     stage3   256 (256, 256, 1024), as before
     stage4   512 (512, 512, 2048), as before
@@ -11,10 +11,10 @@ Networks", CVPR 2018, Table 1).
 
     units per stage: 18: 2 2 2 2    34, 50: 3 4 6 3    101: 3 4 23 3    152: 3 8 36 3; bottlenecks from 50 on
 
-``resnet50`` has its stride in the 3×3 convolution, as torchvision (known as v1.5); ``resnet50_v1`` in the first 1×1, as
-the paper and Keras, of whose convolutions it leaves out the biases (BatchNorm takes them away again). The chapter calls
-a bottleneck 1×1, 1×1, 1×1: its middle is 3×3. ``resnet50_v2`` is Keras', after the authors' code: the stride in the
-last unit of a stage, biases where no BatchNorm follows.
+``resnet50`` has its stride in the 3×3 convolution, as torchvision (known as v1.5). ``resnet50_v1`` has it in the first
+1×1, as the paper and Keras; Keras' convolutions also have biases, which have no effect before BatchNorm and are left
+out. The chapter calls a bottleneck 1×1, 1×1, 1×1: its middle is 3×3. ``resnet50_v2`` is Keras', after the authors'
+code: the stride is in the last unit of a stage, and convolutions have biases where no BatchNorm follows.
 
 Kernels start as torchvision's, He normal by fan-out (the paper: by fan-in). With ``zero_init`` each residual branch
 ends in a scale of zero, so that units start as the identity (Goyal et al. 2017, sec. 5.1).
@@ -32,7 +32,7 @@ from flax.typing import Dtype
 from cnnjax import nn
 from cnnjax.types import Array
 
-_MAPS = (64, 128, 256, 512)  # of the 3×3 convolutions, by stage
+_FEATURES = (64, 128, 256, 512)  # of the 3×3 convolutions, by stage
 
 
 _STRIDES = {"stem": 2, "stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
@@ -41,10 +41,19 @@ _STRIDES = {"stem": 2, "stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 class Unit(linen.Module):
     """``relu(x + branch(x))``; a 1×1 convolution on the shortcut where the shape changes.
 
-    The branch is 3×3, 3×3, or with ``bottleneck`` 1×1, 3×3, 1×1 with four times the maps; ``conv_norm`` makes layers.
+    The branch is 3×3, 3×3, or with ``bottleneck`` 1×1, 3×3, 1×1, the last with four times the features.
+
+    Attributes:
+      features: of the 3×3 convolutions.
+      strides: of the first convolution of the branch, in a bottleneck of the 3×3 unless ``stride_first``.
+      bottleneck: three convolutions.
+      stride_first: a bottleneck has its strides in the first 1×1.
+      zero_init: the scale of the branch's last BatchNorm starts at zero.
+      reduction: of squeeze-and-excitation at the end of the branch; None: no squeeze-and-excitation.
+      conv_norm: makes the layers.
     """
 
-    maps: int
+    features: int
     strides: int
     bottleneck: bool
     stride_first: bool
@@ -54,16 +63,16 @@ class Unit(linen.Module):
 
     @linen.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        features = 4 * self.maps if self.bottleneck else self.maps
+        features = 4 * self.features if self.bottleneck else self.features
         first, second = (self.strides, 1) if self.stride_first or not self.bottleneck else (1, self.strides)
         init = linen.initializers.zeros_init() if self.zero_init else linen.initializers.ones_init()
         last = functools.partial(self.conv_norm, features, activation=None, scale_init=init)
         if self.bottleneck:
-            y = self.conv_norm(self.maps, 1, strides=first, name="conv1")(x, train)
-            y = self.conv_norm(self.maps, 3, strides=second, padding=1, name="conv2")(y, train)
+            y = self.conv_norm(self.features, 1, strides=first, name="conv1")(x, train)
+            y = self.conv_norm(self.features, 3, strides=second, padding=1, name="conv2")(y, train)
             y = last(1, name="conv3")(y, train)
         else:
-            y = self.conv_norm(self.maps, 3, strides=first, padding=1, name="conv1")(x, train)
+            y = self.conv_norm(self.features, 3, strides=first, padding=1, name="conv1")(x, train)
             y = last(3, padding=1, name="conv2")(y, train)
         if self.reduction is not None:
             y = nn.SqueezeExcite(self.reduction, dtype=self.conv_norm.keywords["dtype"], name="se")(y)
@@ -90,10 +99,22 @@ class ResNet(linen.Module):
     """ResNet of the table above, for images ``[n, h, w, c]`` of any size, float.
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
-    endpoints stem, stage1, stage2, stage3, stage4 ``[n, h / 2 … h / 32, w / …, maps]``, rounded up, and pooled
-    ``[n, maps]``. ``blocks`` are the units per stage, ``reduction`` that of squeeze-and-excitation (None: none),
-    ``dtype`` the type computed in (None: float32), ``remat`` computes each stage's activations anew in the backward
-    pass. ValueError unless images have four axes.
+    endpoints stem (before pooling), stage1, stage2, stage3, stage4 ``[n, h / 2 … h / 32, w / 2 … w / 32, features]``,
+    rounded up, and pooled ``[n, features]``.
+
+    Attributes:
+      blocks: units of each of the four stages.
+      bottleneck: units have three convolutions, 1×1, 3×3, 1×1.
+      stride_first: bottlenecks have their stride in the first 1×1.
+      reduction: of squeeze-and-excitation; None: no squeeze-and-excitation.
+      num_classes: classes of the head; None builds no head.
+      zero_init: units start as the identity.
+      momentum, epsilon: of BatchNorm.
+      remat: compute each stage's activations anew in the backward pass.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: the images have not four axes.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
@@ -133,9 +154,9 @@ class ResNet(linen.Module):
         x = endpoints["stem"] = conv_norm(64, 7, strides=2, padding=3, name="stem")(images, train)
         x = nn.max_pool(x, 3, strides=2, padding=1)
         stage = nn.rematerialized(Stage, self.remat)
-        for i, (blocks, maps) in enumerate(zip(self.blocks, _MAPS, strict=True)):
+        for i, (blocks, features) in enumerate(zip(self.blocks, _FEATURES, strict=True)):
             name = f"stage{i + 1}"
-            layer = stage(blocks, 2 if i else 1, functools.partial(unit, maps), name=name)
+            layer = stage(blocks, 2 if i else 1, functools.partial(unit, features), name=name)
             x = endpoints[name] = layer(x, train)
         x = endpoints["pooled"] = nn.global_avg_pool(x)
         if self.num_classes is None:
@@ -146,10 +167,11 @@ class ResNet(linen.Module):
 class PreActivationUnit(linen.Module):
     """``shortcut + branch(relu(norm(x)))``: the branch is a bottleneck, whose last convolution has a bias.
 
-    With ``project`` the shortcut is a 1×1 convolution of the activated input, else x, or every second pixel of it.
+    With ``project`` the shortcut is a 1×1 convolution of the activated input, else x itself, subsampled by ``strides``.
+    The bottleneck ends in four times ``features``.
     """
 
-    maps: int
+    features: int
     strides: int
     project: bool
     norm: Any
@@ -160,18 +182,18 @@ class PreActivationUnit(linen.Module):
         conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=nn.he_normal_fan_out)
         active = nn.relu(self.norm(name="norm1")(x, use_running_average=not train))
         if self.project:
-            x = conv(4 * self.maps, 1, strides=self.strides, name="shortcut")(active)
+            x = conv(4 * self.features, 1, strides=self.strides, name="shortcut")(active)
         elif self.strides > 1:
             x = x[:, :: self.strides, :: self.strides]
-        y = conv(self.maps, 1, use_bias=False, name="conv1")(active)
+        y = conv(self.features, 1, use_bias=False, name="conv1")(active)
         y = nn.relu(self.norm(name="norm2")(y, use_running_average=not train))
-        y = conv(self.maps, 3, strides=self.strides, padding=1, use_bias=False, name="conv2")(y)
+        y = conv(self.features, 3, strides=self.strides, padding=1, use_bias=False, name="conv2")(y)
         y = nn.relu(self.norm(name="norm3")(y, use_running_average=not train))
-        return x + conv(4 * self.maps, 1, name="conv3")(y)
+        return x + conv(4 * self.features, 1, name="conv3")(y)
 
 
 class PreActivationStage(linen.Module):
-    """Units of which the last has ``strides``; returns also the map before it."""
+    """``blocks`` units, the last with ``strides``; returns its feature map and that before it."""
 
     blocks: int
     strides: int
@@ -188,9 +210,9 @@ class ResNetV2(linen.Module):
     """Pre-activation ResNet with bottlenecks, for images ``[n, h, w, c]`` of any size, float.
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
-    endpoints stem, stage1, stage2, stage3, stage4, the last map of each size ``[n, h / 2 … h / 32, w / …, maps]``,
-    rounded up (stage4 normalized and activated, the others sums, not activated), and pooled ``[n, maps]``. ``blocks``,
-    ``dtype`` and ``remat`` are as in ``ResNet``. ValueError unless images have four axes.
+    endpoints stem, stage1, stage2, stage3, stage4, the last feature map of each size
+    ``[n, h / 2 … h / 32, w / 2 … w / 32, features]``, rounded up (stage4 normalized and activated, the others not
+    activated), and pooled ``[n, features]``. Attributes and errors are those of ``ResNet``.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
@@ -215,9 +237,9 @@ class ResNetV2(linen.Module):
         # The padding is zeros, which win over negative values: nothing is activated yet.
         x = nn.max_pool(jnp.pad(stem, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, strides=2)
         stage = nn.rematerialized(PreActivationStage, self.remat)
-        for i, (blocks, maps) in enumerate(zip(self.blocks, _MAPS, strict=True)):
+        for i, (blocks, features) in enumerate(zip(self.blocks, _FEATURES, strict=True)):
             name = f"stage{i + 1}"
-            unit = functools.partial(PreActivationUnit, maps, norm=norm, dtype=self.dtype)
+            unit = functools.partial(PreActivationUnit, features, norm=norm, dtype=self.dtype)
             x, endpoints[name] = stage(blocks, 2 if i < 3 else 1, unit, name=name)(x, train)
         x = endpoints["stage4"] = nn.relu(norm(name="norm")(x, use_running_average=not train))
         x = endpoints["pooled"] = nn.global_avg_pool(x)

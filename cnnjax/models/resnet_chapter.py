@@ -1,15 +1,15 @@
 """ResNet-34 as the chapter builds it ("Implementing a ResNet-34 CNN Using Keras"), to be read beside its code.
 
     stem         7×7, 64, stride 2; max pooling 3×3, stride 2
-    unit1–3      residual units of  64 maps
+    unit1–3      residual units of  64 features
     unit4–7                        128, the first with stride 2
     unit8–13                       256, as before
     unit14–16                      512, as before
     head         global average, num_classes
 
-It is He et al.'s ResNet-34 (``resnet34`` of this package) with Keras' defaults: "same" padding, which with stride 2 on
-even sizes adds zeros after only, BatchNorm's constants, and Glorot uniform kernels. The head gives logits: the softmax
-is in the loss.
+It is He et al.'s ResNet-34 (``resnet34`` of this package) with Keras' defaults: "same" padding, which with stride 2
+pads even sizes at their end only, BatchNorm's constants, and Glorot uniform kernels. The head gives logits: the softmax
+is in the loss. Names are those of the chapter's code.
 """
 
 import functools
@@ -29,7 +29,7 @@ _init = linen.initializers.glorot_uniform()
 
 
 class ResidualUnit(linen.Module):
-    """``relu(main(x) + skip(x))`` of Fig. 14-18: main is two 3×3 convolutions, skip a 1×1 one where strides > 1."""
+    """``relu(main(x) + skip(x))`` of Fig. 14-18: main is two 3×3 convolutions, skip one 1×1 where strides > 1."""
 
     filters: int
     strides: int
@@ -50,9 +50,16 @@ class ResNet34(linen.Module):
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
     endpoints stem, unit1, unit2, unit3, unit4, unit5, unit6, unit7, unit8, unit9, unit10, unit11, unit12, unit13,
-    unit14, unit15, unit16 ``[n, h / 2 … h / 32, w / …, maps]``, rounded up, and pooled ``[n, 512]``. ``dtype`` is the
-    type computed in (None: float32), ``remat`` computes each unit's activations anew in the backward pass. ValueError
-    unless images have four axes.
+    unit14, unit15, unit16 ``[n, h / 2 … h / 32, w / 2 … w / 32, features]``, rounded up, and pooled ``[n, 512]``.
+
+    Attributes:
+      num_classes: classes of the head; None builds no head.
+      momentum, epsilon: of BatchNorm.
+      remat: compute each unit's activations anew in the backward pass.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: the images have not four axes.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)

@@ -9,14 +9,14 @@
                   exit2     separable 1536, 2048                           10×10×2048
     head          global average, dropout of 0.5, num_classes
 
-Every separable convolution is 3×3 and followed by BatchNorm, and but for entry1's first and exit2's has ReLU before it;
-nothing is between its depthwise and its 1×1 part. Max pooling is 3×3, stride 2. Around each block is a shortcut: the
-map itself, or where its shape changes a 1×1 convolution of stride 2 with BatchNorm. The chapter's 34 separable
-convolutions: 2 + 2 + 2 + 8 · 3 + 2 + 2.
+Every separable convolution is 3×3, with nothing between its depthwise and its 1×1 part, and BatchNorm follows it. ReLU
+precedes it, but in exit2, where ReLU follows, and before the first of entry1. Max pooling is 3×3, stride 2. Around each
+block but exit2 is a shortcut: its input, or where the shape changes a 1×1 convolution of stride 2 with BatchNorm. These
+are the chapter's 34 separable convolutions: 2 + 2 + 2 + 8 · 3 + 2 + 2.
 
-The defaults are Keras', by the paper's author, but for the dropout, which Keras leaves out. The paper does not say how
-kernels start. Here: He normal by fan-in, but the two parts of a separable convolution share its factor of 2, as there
-is one ReLU before them.
+The defaults are Keras', whose author is the paper's, but for the dropout, which Keras leaves out. The paper does not
+say how kernels start. Here they start He normal by fan-in, but the two parts of a separable convolution share its
+factor of 2, as there is one ReLU before them.
 """
 
 import functools
@@ -55,7 +55,7 @@ _half_he_normal = linen.initializers.variance_scaling(2**0.5, "fan_in", "truncat
 
 
 class SeparableNorm(linen.Module):
-    """Separable 3×3 convolution to ``features`` maps, then BatchNorm."""
+    """Separable 3×3 convolution ``conv``, then BatchNorm ``norm``."""
 
     features: int
     momentum: float
@@ -72,14 +72,18 @@ class SeparableNorm(linen.Module):
 
 
 class Block(linen.Module):
-    """``shortcut(x) + branch(x)``: for each of ``maps`` ReLU and a separable convolution, at the end max pooling.
+    """``shortcut(x) + branch(x)``: the branch is ReLU and separable convolutions by turns, at the end max pooling.
 
-    Returns the sum, and the branch's map before pooling.
-    ``pool`` is the padding of the pooling (None: no pooling, and the shortcut is x); without ``activate`` the branch
-    does not begin with ReLU. ``separable`` and ``conv_norm`` make the layers.
+    Returns the sum, and the feature map of the branch before pooling.
+
+    Attributes:
+      features: of each separable convolution.
+      pool: padding of max pooling; None: no pooling, and the shortcut is x itself.
+      activate: the branch begins with ReLU.
+      separable, conv_norm: make the layers.
     """
 
-    maps: tuple[int, ...]
+    features: tuple[int, ...]
     pool: Padding | None
     activate: bool
     separable: Any
@@ -88,13 +92,13 @@ class Block(linen.Module):
     @linen.compact
     def __call__(self, x: Array, train: bool) -> tuple[jax.Array, jax.Array]:
         y = jnp.asarray(x)
-        for i, features in enumerate(self.maps):
+        for i, features in enumerate(self.features):
             if i or self.activate:
                 y = nn.relu(y)
             y = self.separable(features, name=f"sepconv{i + 1}")(y, train)
         if self.pool is None:
             return y + x, y
-        shortcut = self.conv_norm(self.maps[-1], 1, strides=2, activation=None, name="shortcut")
+        shortcut = self.conv_norm(self.features[-1], 1, strides=2, activation=None, name="shortcut")
         return nn.max_pool(y, 3, strides=2, padding=self.pool) + shortcut(x, train), y
 
 
@@ -102,15 +106,22 @@ class Xception(linen.Module):
     """Xception of the table above, for images ``[n, h, w, c]`` of at least 7 by 7 pixels, float.
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
-    endpoints stem, entry1, entry2, entry3, middle, exit1, exit2 ``[n, h / 2 … h / 32, w / …, maps]``, about (stem and
-    exit2 after ReLU, the others sums, not activated), the branches' maps before pooling entry1_map, entry2_map,
-    entry3_map, exit1_map, not activated either, and pooled ``[n, 2048]``. In training it needs the key
-    ``rngs={"dropout": key}``. ``dropout`` is the probability that a pooled value is dropped, ``dtype`` the type
-    computed in (None: float32), ``remat`` computes each block's activations anew in the backward pass.
+    endpoints stem, entry1, entry2, entry3, middle, exit1, exit2 (stem and exit2 after ReLU, the others sums, not
+    activated), entry1_map, entry2_map, entry3_map, exit1_map (the branches of these blocks before pooling, not
+    activated), all ``[n, h / 2 … h / 32, w / 2 … w / 32, features]``, less borders that are not padded, and pooled
+    ``[n, 2048]``. Training needs ``rngs={"dropout": key}``.
 
-    ``padding`` is that of max pooling: ``"SAME"`` pads even sizes only at their end, as Keras, 1 pads both sides, as
-    torch. timm's ``legacy_xception`` has padding 1, epsilon 1e-5, momentum 0.9. ValueError for smaller images or
-    another padding.
+    Attributes:
+      num_classes: classes of the head; None builds no head.
+      dropout: probability that a value of ``pooled`` is dropped.
+      padding: of max pooling: "SAME" pads even sizes only at their end, as Keras; 1 pads both sides, as torch. timm's
+        ``legacy_xception`` has padding 1, epsilon 1e-5, momentum 0.9.
+      momentum, epsilon: of BatchNorm.
+      remat: compute each block's activations anew in the backward pass.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: the images are smaller, or another padding.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)
@@ -136,17 +147,17 @@ class Xception(linen.Module):
         endpoints: dict[str, jax.Array] = {}
         x = conv_norm(32, 3, strides=2, padding="VALID", name="stem1")(images, train)
         x = endpoints["stem"] = conv_norm(64, 3, padding="VALID", name="stem2")(x, train)
-        for name, maps in _ENTRY.items():
-            layer = block(maps, self.padding, activate=name != "entry1", name=name)
+        for name, features in _ENTRY.items():
+            layer = block(features, self.padding, activate=name != "entry1", name=name)
             x, endpoints[f"{name}_map"] = layer(x, train)
             endpoints[name] = x
-        for name, maps in _MIDDLE.items():
-            x, _ = block(maps, None, activate=True, name=name)(x, train)
+        for name, features in _MIDDLE.items():
+            x, _ = block(features, None, activate=True, name=name)(x, train)
         endpoints["middle"] = x
         x, endpoints["exit1_map"] = block(_EXIT1, self.padding, activate=True, name="exit1")(x, train)
         endpoints["exit1"] = x
-        for i, features in enumerate(_EXIT2, start=1):
-            x = nn.relu(separable(features, name=f"exit2_sepconv{i}")(x, train))
+        for i, width in enumerate(_EXIT2, start=1):
+            x = nn.relu(separable(width, name=f"exit2_sepconv{i}")(x, train))
         endpoints["exit2"] = x
         x = endpoints["pooled"] = nn.global_avg_pool(x)
         if self.num_classes is None:

@@ -1,22 +1,22 @@
 """ZFNet (Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, Fig. 3): AlexNet with a
 smaller, denser first convolution.
 
-    name    maps  size     kernel, stride, padding
-    in         3  224×224
-    conv1     96  110×110  7×7, 2, 1
-    pool1     96   55×55   3×3, 2, rounded up
-    conv2    256   26×26   5×5, 2, none
-    pool2    256   13×13   3×3, 2, rounded up
-    conv3    384   13×13   3×3, 1, 1
-    conv4    384   13×13   3×3, 1, 1
-    conv5    256   13×13   3×3, 1, 1
-    pool5    256    6×6    3×3, 2, rounded up
-    fc1     4096
-    fc2     4096
-    head    1000
+    name    features  size     kernel, stride, padding
+    in             3  224×224
+    conv1         96  110×110  7×7, 2, 1
+    pool1         96   55×55   3×3, 2, rounded up
+    conv2        256   26×26   5×5, 2, none
+    pool2        256   13×13   3×3, 2, rounded up
+    conv3        384   13×13   3×3, 1, 1
+    conv4        384   13×13   3×3, 1, 1
+    conv5        256   13×13   3×3, 1, 1
+    pool5        256    6×6    3×3, 2, rounded up
+    fc1         4096
+    fc2         4096
+    head        1000
 
-A ReLU follows every layer but the head; pool1 and pool2 are normalized across maps after the pooling, where AlexNet has
-it before. The paper does not give the constants: they are AlexNet's, k = 2, alpha = 1e-4 over 5 maps, beta = 0.75.
+A ReLU follows every layer but the head. Local response normalization follows pool1 and pool2; in AlexNet it precedes
+them. The paper does not give its constants: they are AlexNet's, k = 2, alpha = 1e-4 over 5 channels, beta = 0.75.
 
 Differences from the paper: it starts with kernels of scale 0.01; here they start as He et al. 2015. It scales back
 filters whose root mean square grows beyond 0.1; that belongs to the optimizer, and is not here.
@@ -35,7 +35,7 @@ from cnnjax.ops.window import Padding
 from cnnjax.types import Array
 
 _lrn = functools.partial(nn.local_response_norm, radius=2, k=2.0, alpha=1e-4, beta=0.75)
-# Maps, kernel size, stride, padding; of conv1 to conv5.
+# Features, kernel size, stride, padding of conv1 to conv5.
 _LAYERS: tuple[tuple[int, int, int, Padding], ...] = (
     (96, 7, 2, 1),
     (256, 5, 2, "VALID"),
@@ -59,10 +59,12 @@ _STRIDES = {
 
 
 def _layer(module: linen.Module, x: Array, i: int, dtype: Dtype | None) -> tuple[jax.Array, jax.Array]:
-    """Convolution i with its ReLU; what it gives, and that pooled and normalized: the input of the next layer."""
-    maps, kernel, strides, padding = _LAYERS[i - 1]
-    # The layer goes into the module that calls; linen.remat wants to be given it.
-    y = x = nn.relu(nn.Conv(maps, kernel, strides=strides, padding=padding, dtype=dtype, name=f"conv{i}")(x))
+    """Convolution i with ReLU: (its feature map, the same pooled and normalized, which is the input of the next layer).
+
+    The layer becomes a part of ``module``, the caller, which ``linen.remat`` wants as the first argument.
+    """
+    features, kernel, strides, padding = _LAYERS[i - 1]
+    y = x = nn.relu(nn.Conv(features, kernel, strides=strides, padding=padding, dtype=dtype, name=f"conv{i}")(x))
     if i in _POOLED:
         x = nn.max_pool(y, 3, strides=2, padding=nn.ceil_padding(y, 3, 2))
     return y, _lrn(x) if i < 3 else x
@@ -72,12 +74,19 @@ class ZFNet(linen.Module):
     """ZFNet of the table above, for images ``[n, h, w, c]`` with h, w ≥ 47 pixels, float.
 
     ``apply(variables, images, train=...)`` gives logits ``[n, num_classes]`` float32 (None without a head) and the
-    endpoints conv1, pool1, conv2, pool2, conv3, conv4, conv5, pool5 ``[n, h, w, maps]`` (convolutions after their ReLU,
-    pool1 and pool2 normalized), pooled ``[n, 256]``, the average of pool5, and fc1, fc2 ``[n, 4096]``. fc1 has as many
-    inputs as pool5 has values, so its size follows that of the images; with ``num_classes=None`` neither it nor fc2 is
-    built. In training it needs the key ``rngs={"dropout": key}``. ``dropout`` is the probability that a unit of fc1 and
-    fc2 is dropped, ``dtype`` the type computed in (None: float32), ``remat`` computes each layer's activations anew in
-    the backward pass. ValueError for smaller images.
+    endpoints conv1, pool1, conv2, pool2, conv3, conv4, conv5, pool5 ``[n, h, w, features]`` (convolutions after their
+    ReLU, pool1 and pool2 normalized), pooled ``[n, 256]``, the average of pool5, and fc1, fc2 ``[n, 4096]``. The kernel
+    of fc1 has a row for each value of pool5, so its shape depends on the size of the images. Training needs
+    ``rngs={"dropout": key}``.
+
+    Attributes:
+      num_classes: classes of the head; None builds no head, nor fc1 and fc2.
+      dropout: probability that a value of fc1 or fc2 is dropped.
+      remat: compute each layer's activations anew in the backward pass.
+      dtype: type computed in; None: float32.
+
+    Raises:
+      ValueError: the images are smaller.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)

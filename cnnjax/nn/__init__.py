@@ -1,7 +1,7 @@
 """Building blocks of the models: Flax Linen modules over ``cnnjax.ops``.
 
-Models use these, never ``flax.linen``'s convolution, pooling and normalization, so that there is one place
-to make fast. The pooling functions have no parameters and are those of ``ops.pool``.
+Models use these, never ``flax.linen``'s convolution, pooling and normalization, so that one place decides how they are
+computed. The pooling functions have no parameters and are those of ``ops.pool``.
 """
 
 from cnnjax.nn.activation import relu, relu6

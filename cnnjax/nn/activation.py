@@ -1,8 +1,8 @@
-"""Rectifiers whose result is kept, so that nothing behind them computes it anew.
+"""Rectifiers whose result is kept, so that none of its readers computes it anew.
 
-To XLA ``max(x, 0)`` is so cheap that it may be computed again by each of its readers, together with the sum before it:
-on a CPU the output of a ResNet block then sums up all blocks of its stage, in the forward and in the backward pass. A
-``select`` of two arrays is not duplicated, and the gradient here needs no more than the result, which is there anyway.
+XLA takes ``max(x, 0)`` for so cheap that each of its readers may compute it again, together with the sum before it: on
+a CPU the output of a ResNet block then adds up all blocks of its stage, in the forward and in the backward pass. XLA
+does not duplicate a ``select`` of two arrays. The gradients here need only the result, which is kept anyway.
 """
 
 import jax
@@ -13,7 +13,7 @@ from cnnjax.types import Array
 
 @jax.custom_jvp
 def relu(x: Array) -> jax.Array:
-    """``max(x, 0)``, a rectified linear unit (Nair & Hinton 2010); its gradient at 0 is 0, NaN stays NaN."""
+    """Rectified linear unit ``max(x, 0)`` (Nair & Hinton 2010); its gradient at 0 is 0, NaN stays NaN."""
     return jnp.where(x <= 0, jnp.zeros_like(x), x)
 
 
@@ -25,7 +25,10 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[jax.Array,
 
 @jax.custom_jvp
 def relu6(x: Array) -> jax.Array:
-    """``min(max(x, 0), 6)`` (MobileNetV2, Sandler et al. 2018, sec. 3); its gradient at 0 and at 6 is 0."""
+    """Rectified linear unit up to 6, ``min(max(x, 0), 6)``; its gradient at 0 and at 6 is 0.
+
+    Source: MobileNetV2, Sandler et al. 2018, sec. 3.
+    """
     return jnp.where(x <= 0, jnp.zeros_like(x), jnp.where(x >= 6, jnp.full_like(x, 6), x))
 
 

@@ -1,4 +1,4 @@
-"""What nearly every architecture is made of: convolution + BatchNorm + activation, squeeze-and-excitation, a head."""
+"""Blocks of nearly every architecture: convolution + BatchNorm + activation, squeeze-and-excitation, a head."""
 
 import functools
 from collections.abc import Callable
@@ -16,15 +16,16 @@ from cnnjax.ops.window import Ints, Padding
 from cnnjax.types import Array
 
 Activation = Callable[[jax.Array], jax.Array]
-# He et al. 2015 with the fan-out, a plain normal, as torchvision starts most of its networks.
+# He et al. 2015 with the fan-out, normal and not truncated, as torchvision starts most of its networks.
 he_normal_fan_out = linen.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class ConvNorm(linen.Module):
     """Convolution ``conv`` without bias, BatchNorm ``norm``, then ``activation`` (None: nothing).
 
-    Called as ``layer(x, train)`` on ``x [n, h, w, c]``. ``features=None`` is a depthwise convolution. The fields are
-    those of ``Conv`` and ``BatchNorm``; ``momentum`` and ``epsilon`` default to torch's.
+    Called as ``layer(x, train)``: ``x [n, h, w, c]`` → ``[n, out_h, out_w, features]``. ``features=None`` is a
+    depthwise convolution. The other attributes are those of ``Conv`` and ``BatchNorm``; ``momentum`` and ``epsilon``
+    default to torch's.
     """
 
     features: int | None
@@ -65,10 +66,11 @@ class ConvNorm(linen.Module):
 
 
 class SqueezeExcite(linen.Module):
-    """Rescales each map by what all maps' averages say (Hu et al. 2018, sec. 3; Fig. 14-22 of the chapter).
+    """Squeeze-and-excitation: scales each channel by a factor that depends on the averages of all channels.
 
-    Global average, dense layer ``reduce`` to c / ``reduction`` units (at least one) with ReLU, dense layer ``expand``
-    to c units with sigmoid, which multiply x. ``[n, h, w, c]`` → the same.
+    Global average, dense layer ``reduce`` to c / ``reduction`` values (at least one) with ReLU, dense layer ``expand``
+    to c factors with sigmoid, by which the channels are multiplied. ``x [n, h, w, c]`` → ``[n, h, w, c]``. Source: Hu
+    et al. 2018, sec. 3; Fig. 14-22 of the chapter.
     """
 
     reduction: int = 16
@@ -83,7 +85,7 @@ class SqueezeExcite(linen.Module):
 
 
 class Head(linen.Module):
-    """Dropout, then a dense layer that gives float32 logits: ``[n, c]`` → ``[n, num_classes]``."""
+    """Dropout, then a dense layer ``dense`` that gives float32 logits: ``x [n, c]`` → ``[n, num_classes]``."""
 
     num_classes: int
     dropout: float = 0.0
@@ -96,7 +98,7 @@ class Head(linen.Module):
 
 
 def check_images(images: Array, smallest: int) -> None:
-    """ValueError unless ``images`` are ``[n, h, w, c]`` with h, w ≥ ``smallest`` pixels."""
+    """Raises ValueError unless ``images`` are ``[n, h, w, c]`` with h, w ≥ ``smallest`` pixels."""
     if images.ndim != 4 or min(images.shape[1:3]) < smallest:
         raise ValueError(
             f"expected images [n, h, w, c] of at least {smallest} by {smallest} pixels, got shape {tuple(images.shape)}"
@@ -104,20 +106,29 @@ def check_images(images: Array, smallest: int) -> None:
 
 
 def check_padding(padding: Padding) -> None:
-    """ValueError unless ``padding``, of 3×3 windows, is ``"SAME"`` (as Keras) or 1 (as torch)."""
+    """Raises ValueError unless ``padding``, of 3×3 windows, is ``"SAME"`` (as Keras) or 1 (as torch)."""
     if padding not in ("SAME", 1):
         raise ValueError(f'expected padding "SAME" (as Keras) or 1 (as torch), got {padding!r}')
 
 
 def rematerialized(stage: type[linen.Module], remat: bool) -> type[linen.Module]:
-    """``stage``, called as ``stage(x, train)``; with ``remat`` the backward pass computes its activations anew."""
+    """Module class ``stage``; with ``remat`` the backward pass computes the activations within it anew.
+
+    Its instances are called as ``stage(x, train)``; the paths of the parameters are the same either way.
+    """
     return linen.remat(stage, static_argnums=(2,)) if remat else stage
 
 
 def ceil_padding(x: Array, window: int, strides: int, padding: int = 0) -> tuple[tuple[int, int], ...]:
-    """Padding that gives pooling of ``x [n, h, w, c]`` the size rounded up, as Caffe's and torch's ``ceil_mode``.
+    """Padding with which pooling of ``x [n, h, w, c]`` rounds sizes up, as Caffe's and torch's ``ceil_mode``.
 
-    ``padding`` before, as much or more after; a window that would begin beyond the padded end is left out.
+    Args:
+      x: feature map, of which only the shape counts.
+      window, strides: of the pooling, in pixels.
+      padding: pixels before each side; after it are as many or more.
+
+    Returns:
+      (before, after) for height and width. A window that would begin in the padding after is left out.
     """
     pads = []
     for size in x.shape[1:3]:

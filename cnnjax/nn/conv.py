@@ -1,11 +1,11 @@
 """Convolution layers: parameters ``kernel`` and ``bias`` around the functions of ``ops.conv``.
 
-Inputs are ``[n, *spatial, c]`` with 1, 2 or 3 spatial dimensions, outputs ``[n, *out, features]``. Shared
-fields: ``kernel_size``, ``strides`` and ``dilation`` are ints for every dimension or one int each;
-``padding`` is ``"SAME"``, ``"VALID"``, an int or ``(lo, hi)`` pairs; ``dtype`` is the type computed in and
-returned (None: that to which input and parameters promote), ``param_dtype`` that of the parameters. Kernels
-start as He et al. 2015 (arXiv:1502.01852): truncated normal of variance 2 / fan-in, right for a ReLU after
-the layer; biases start at zero. Shapes that do not fit raise the ValueError of ``ops.conv``.
+Inputs are ``[n, *spatial, c]`` with 1, 2 or 3 spatial dimensions, outputs ``[n, *out, features]``. Attributes of all
+layers: ``kernel_size``, ``strides`` and ``dilation`` are one int for all dimensions or one for each; ``padding`` is
+``"SAME"``, ``"VALID"``, an int or a pair (before, after) for each dimension; ``dtype`` is the type computed in and
+returned (None: the type to which input and parameters promote), ``param_dtype`` that of the parameters. Kernels start
+as He et al. 2015 (arXiv:1502.01852): truncated normal of variance 2 / fan-in, right for a ReLU after the layer; biases
+start at zero. Shapes that do not fit raise the ValueError of ``ops.conv``.
 """
 
 import flax.linen as linen
@@ -25,13 +25,17 @@ zeros = linen.initializers.zeros_init()
 
 
 def _window(kernel_size: Ints, x: Array) -> tuple[int, ...]:
-    """The kernel's spatial shape for x."""
+    """Spatial shape of a kernel for x."""
     return per_dim(kernel_size, check_rank(x), "kernel_size")
 
 
 class Conv(linen.Module):
-    """Convolution (equation 14-1 of the chapter). Parameters: ``kernel [*window, c / groups, features]``,
-    ``bias [features]``. ValueError if ``groups`` does not divide both channel counts.
+    """Convolution (equation 14-1 of the chapter).
+
+    Parameters: ``kernel [*window, c / groups, features]``, ``bias [features]``.
+
+    Raises:
+      ValueError: ``groups`` does not divide both the channels and ``features``.
     """
 
     features: int
@@ -69,8 +73,10 @@ class Conv(linen.Module):
 
 
 class DepthwiseConv(linen.Module):
-    """Each channel under its own ``multiplier`` kernels. Parameters: ``kernel [*window, 1, c * multiplier]``
-    (output ``i * multiplier + j`` is channel i under its j-th kernel), ``bias [c * multiplier]``.
+    """Depthwise convolution: each channel with ``multiplier`` kernels of its own.
+
+    Parameters: ``kernel [*window, 1, c * multiplier]``, ``bias [c * multiplier]``. Feature ``i * multiplier + j`` comes
+    from channel i and its j-th kernel.
     """
 
     kernel_size: Ints
@@ -96,7 +102,7 @@ class DepthwiseConv(linen.Module):
 
 
 class SeparableConv(linen.Module):
-    """Depthwise, then 1×1 convolution with nothing between, as in Xception (Chollet 2017, sec. 2).
+    """Depthwise, then 1×1 convolution with nothing in between, as in Xception (Chollet 2017, sec. 2).
 
     Parameters: ``depthwise/kernel [*window, 1, c * multiplier]``,
     ``pointwise/kernel [1, 1, c * multiplier, features]``, ``pointwise/bias [features]``.
@@ -143,8 +149,8 @@ class SeparableConv(linen.Module):
 class ConvTranspose(linen.Module):
     """Transposed convolution, the adjoint of ``Conv`` with the same kernel (see ``ops.conv.conv_transpose``).
 
-    Parameters: ``kernel [*window, features, c]`` as Keras' Conv2DTranspose, ``bias [features]``. ``strides``
-    is the factor of enlargement.
+    Parameters: ``kernel [*window, features, c]`` as Keras' Conv2DTranspose, ``bias [features]``. The output is larger
+    than the input by the factor ``strides``.
     """
 
     features: int

@@ -18,19 +18,19 @@ Path = tuple[str, ...]
 
 
 def fold_batch_norm(model: linen.Module, variables: PyTree, image_shape: tuple[int, int, int] | None = None) -> PyTree:
-    """Variables of the same structure that give the same inference with less to compute.
+    """Variables of the same structure with which inference has the same results and less to compute.
 
-    Where the output of a convolution goes to a BatchNorm and nowhere else, the kernel takes the factor
-    ``scale / sqrt(var + epsilon)``; of the normalization a shift remains, which XLA joins to the activation after it.
-    Use them as the old ones: ``model.apply(folded, images, train=False)``. Training needs the old ones.
+    Where only a BatchNorm reads the output of a convolution, the kernel is multiplied by ``scale / sqrt(var +
+    epsilon)`` and the normalization becomes a shift, which XLA fuses with the activation after it. The result takes the
+    place of ``variables``: ``model.apply(folded, images, train=False)``. Training needs the original ones.
 
     Args:
-        model: called as ``model.apply(variables, images, train=False)``.
-        variables: ``params`` and ``batch_stats``; they are not changed.
-        image_shape: ``(h, w, c)`` to trace the model with; the model's own ``image_shape`` if None.
+      model: called as ``model.apply(variables, images, train=False)``.
+      variables: ``params`` and ``batch_stats``; they are not changed.
+      image_shape: ``(h, w, c)`` of the images with which the model is traced; None: the model's own ``image_shape``.
 
     Returns:
-        Variables with the structure, shapes and types of the old. What is not foldable is as it was.
+      Variables with the structure, shapes and types of ``variables``; layers that cannot be folded keep their values.
     """
     shape = model.image_shape if image_shape is None else image_shape
     params = traverse_util.flatten_dict(variables["params"])
@@ -53,7 +53,7 @@ def fold_batch_norm(model: linen.Module, variables: PyTree, image_shape: tuple[i
 
 
 def _pairs(model: linen.Module, variables: PyTree, shape: tuple[int, ...]) -> dict[Path, tuple[Path, float]]:
-    """Convolution → (the BatchNorm that alone takes its output, its epsilon), layers called more than once left out."""
+    """Convolution → (the BatchNorm that alone reads its output, its epsilon), without layers called more than once."""
     calls: Counter[Path] = Counter()
     outputs: dict[Path, jax.Array] = {}
     found: dict[Path, tuple[Path, float]] = {}
@@ -71,8 +71,8 @@ def _pairs(model: linen.Module, variables: PyTree, shape: tuple[int, ...]) -> di
     pairs = {conv: norm for conv, norm in found.items() if calls[conv] == calls[norm[0]] == 1}
     norms = {norm for norm, _ in pairs.values()}
 
-    # Traced again with each output an argument of its own and the normalizations cut off, what still reads an output
-    # is something else: an endpoint, a shortcut.
+    # Traced again, with each output as an argument and without the normalizations: whatever still reads an output is
+    # something else, such as an endpoint or a shortcut.
     def cut(layer: linen.Module, call: Callable[[], jax.Array], x: jax.Array) -> jax.Array:
         if layer.path in norms:
             return jnp.zeros(x.shape, x.dtype)
@@ -91,7 +91,7 @@ def _pairs(model: linen.Module, variables: PyTree, shape: tuple[int, ...]) -> di
 def _trace(
     model: linen.Module, variables: PyTree, shape: tuple[int, ...], around: Callable, marks: dict[Path, Any]
 ) -> Jaxpr:
-    """The jaxpr of inference with ``around(layer, call, x)`` at each convolution and BatchNorm; marks come last."""
+    """Jaxpr of inference with ``around(layer, call, x)`` at each convolution and BatchNorm; its last inputs: marks."""
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         if context.method_name == "__call__" and isinstance(context.module, (Conv, DepthwiseConv, BatchNorm)):

@@ -1,4 +1,4 @@
-"""Normalization: over the batch (Ioffe & Szegedy 2015) and over neighbouring channels (AlexNet 2012)."""
+"""Normalization: over the batch (Ioffe & Szegedy 2015) and over neighboring channels (AlexNet 2012)."""
 
 import functools
 
@@ -14,14 +14,14 @@ from cnnjax.types import Array
 class BatchNorm(linen.Module):
     """Batch normalization over all axes but the last (Ioffe & Szegedy 2015, Algorithm 1).
 
-    ``y = (x − mean) / sqrt(var + epsilon) · scale + bias``. In training mean and variance are the batch's;
-    both are biased (divided by the count), also the variance in the running average, as in Keras and Flax
-    (torch stores the unbiased one). They are computed in float32 or better whatever the type of x. Under
-    ``jit`` with a batch sharded over a mesh they are those of the whole batch, without an axis name.
+    ``y = (x − mean) / sqrt(var + epsilon) · scale + bias``. In training mean and variance are the batch's. The variance
+    is biased (divided by the count), also in the running average, as in Keras and Flax (torch stores the unbiased one).
+    Both are computed in float32 or better whatever the type of x. Under ``jit`` with a batch sharded over a mesh they
+    are those of the whole batch, without an axis name.
 
-    Parameters: ``scale [c]``, ``bias [c]``. Collection ``batch_stats``: ``mean [c]``, ``var [c]``, moved at
-    each training call as ``momentum · old + (1 − momentum) · new`` (torch's momentum is one minus this one).
-    ``dtype`` is the type returned (None: x's). The defaults are Keras'.
+    Parameters: ``scale [c]``, ``bias [c]``. Collection ``batch_stats``: ``mean [c]``, ``var [c]``, which each training
+    call updates to ``momentum · old + (1 − momentum) · new`` (torch's momentum is one minus this one). ``dtype`` is the
+    type returned (None: x's). The defaults are Keras'.
     """
 
     momentum: float = 0.99
@@ -35,7 +35,7 @@ class BatchNorm(linen.Module):
 
     @linen.compact
     def __call__(self, x: Array, *, use_running_average: bool) -> jax.Array:
-        """Normalize ``x [..., c]``: with the running statistics, or with the batch's, which updates them."""
+        """Normalizes ``x [..., c]`` with the running statistics, or with the batch's, and then updates the others."""
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
@@ -48,20 +48,21 @@ class BatchNorm(linen.Module):
         else:
             y, mean, var = batch_norm(wide, scale, bias, self.epsilon)
             if not self.is_initializing():
-                running_mean.value = self._moved(running_mean.value, mean)
-                running_var.value = self._moved(running_var.value, var)
+                running_mean.value = self._updated(running_mean.value, mean)
+                running_var.value = self._updated(running_var.value, var)
         return y.astype(x.dtype if self.dtype is None else self.dtype)
 
-    def _moved(self, old: jax.Array, new: jax.Array) -> jax.Array:
+    def _updated(self, old: jax.Array, new: jax.Array) -> jax.Array:
         """The running average after one more batch."""
         return (self.momentum * old + (1 - self.momentum) * new).astype(old.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def batch_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``x [..., c]`` normalized by its own statistics, and these: (y, mean ``[c]``, biased variance ``[c]``).
+    """Normalization of ``x [..., c]`` by its own statistics: (y ``[..., c]``, mean ``[c]``, biased variance ``[c]``).
 
-    Ioffe & Szegedy 2015, Algorithm 1. The variance takes a second pass: E[x²] − E[x]² cancels if mean ≫ deviation.
+    Ioffe & Szegedy 2015, Algorithm 1. The variance takes a second pass: E[x²] − E[x]² loses all digits if the mean is
+    much larger than the deviation.
     """
     count = x.size // x.shape[-1]
     mean = channel_sum(x) / count
@@ -72,7 +73,7 @@ def batch_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[jax
 
 @batch_norm.defjvp
 def _batch_norm_jvp(epsilon: float, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
-    # Everything per channel is combined before it meets the pixels. So the gradient needs two sums over pixels, of dy
+    # Factors per channel are combined before they meet the pixels. So the gradient needs two sums over pixels, of dy
     # and of dy · (x − mean), gives dx as dy · a + (x − mean) · c + d, and keeps nothing but x.
     (x, scale, bias), (dx, dscale, dbias) = primals, tangents
     y, mean, var = batch_norm(x, scale, bias, epsilon)
@@ -95,25 +96,24 @@ def local_response_norm(
 
     ``b_i = a_i · (k + alpha · Σ_j a_j²)^(−beta)``, j from ``i − radius`` to ``i + radius``, within the depth.
 
-    Two conventions of alpha are about. With ``divide=False`` it multiplies the sum: the chapter
-    (radius 2, k 1, alpha 2e-5, beta 0.75: the defaults), the 2012 paper (n = 5 so radius 2, k 2, alpha 1e-4,
-    beta 0.75) and ``tf.nn.local_response_normalization``. With ``divide=True`` it is divided by the window
-    n = 2·radius + 1, at the borders too: Caffe and ``torch.nn.LocalResponseNorm``. So Caffe's alpha 1e-4 with
-    n = 5 is the chapter's 2e-5.
+    There are two conventions of alpha. With ``divide=False`` it multiplies the sum: the chapter (radius 2, k 1, alpha
+    2e-5, beta 0.75: the defaults), the 2012 paper (n = 5 so radius 2, k 2, alpha 1e-4, beta 0.75) and
+    ``tf.nn.local_response_normalization``. With ``divide=True`` it is divided by the window n = 2·radius + 1, at the
+    borders too: Caffe and ``torch.nn.LocalResponseNorm``. So Caffe's alpha 1e-4 with n = 5 is the chapter's 2e-5.
 
     Args:
-        x: ``[..., c]``, float.
-        radius: neighbours on either side, in channels.
-        k: the constant that keeps the divisor from zero.
-        alpha: weight of the sum of squares.
-        beta: exponent.
-        divide: whether alpha is divided by 2·radius + 1.
+      x: ``[..., c]``, float.
+      radius: neighbors on either side, in channels.
+      k: constant that keeps the divisor from zero.
+      alpha: weight of the sum of squares.
+      beta: exponent.
+      divide: divide alpha by 2·radius + 1.
 
     Returns:
-        ``[..., c]`` in x's type, computed in float32 or better.
+      ``[..., c]`` in x's type, computed in float32 or better.
 
     Raises:
-        ValueError: if the radius is negative.
+      ValueError: the radius is negative.
     """
     if radius < 0:
         raise ValueError(f"expected a radius ≥ 0 channels, got {radius}")
@@ -127,7 +127,7 @@ def local_response_norm(
 
 
 class LocalResponseNorm(linen.Module):
-    """``local_response_norm`` as a named layer without parameters; the fields are its arguments."""
+    """Local response normalization as a named layer without parameters; attributes as in ``local_response_norm``."""
 
     radius: int = 2
     k: float = 1.0

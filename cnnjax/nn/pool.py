@@ -17,13 +17,18 @@ from cnnjax.types import Array
 class Subsample(linen.Module):
     """LeNet-5's trainable subsampling (LeCun et al. 1998, sec. II.B, layer S2).
 
-    The inputs of each window that does not overlap its neighbours are added, multiplied by one coefficient
-    per map, a bias per map is added, and the result goes through ``activation``. The chapter says the mean of
-    the window; that is the same layer with the coefficient times the window's area.
+    ``activation(scale · sum + bias)`` of each window, where windows do not overlap. The chapter takes the mean of the
+    window in place of the sum, which gives the same layer with ``scale`` times the window's area.
 
-    Parameters: ``scale [c]``, ``bias [c]``. ``window`` is in pixels; ``dtype`` is the type computed in and
-    returned (None: that to which input and parameters promote). Input ``[n, *spatial, c]``, output
-    ``[n, *(spatial / window), c]``; ValueError from ``ops.pool`` if the window does not fit.
+    Parameters: ``scale [c]``, ``bias [c]``. Input ``[n, *spatial, c]``, output ``[n, *(spatial / window), c]``.
+
+    Attributes:
+      activation: function of arrays.
+      window: in pixels.
+      dtype: type computed in and returned; None: the type to which input and parameters promote.
+
+    Raises:
+      ValueError: the window does not fit; from ``ops.pool``.
     """
 
     activation: Callable[[jax.Array], jax.Array]

@@ -131,7 +131,7 @@ def ours(job: Job) -> Ready:
 
 def lax(job: Job) -> Ready:
     """The same network, every operation lax' own, XLA as it comes."""
-    from cnnjax.ops import dispatch
+    from cnnjax.ops.cpu import dispatch
 
     with dispatch.plain_everywhere():
         return flax_net(job, {}, fold=False)

@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 
-from cnnjax.ops.geometry import Geometry, PoolGeometry
+from cnnjax.ops.cpu.geometry import Geometry, PoolGeometry
 
 
 def _taps(g: Geometry) -> list[tuple[tuple[int, int], tuple[slice, ...]]]:

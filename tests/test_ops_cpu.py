@@ -14,9 +14,10 @@ from jax import lax
 from peers import FAST
 
 from cnnjax.nn.norm import batch_norm
-from cnnjax.ops import conv_forms, dispatch, pool_primitives, reduce, winograd
+from cnnjax.ops import reduce
 from cnnjax.ops.conv import conv
-from cnnjax.ops.geometry import Geometry, PoolGeometry
+from cnnjax.ops.cpu import conv_forms, dispatch, pool_primitives, sum_primitives, winograd
+from cnnjax.ops.cpu.geometry import Geometry, PoolGeometry
 from cnnjax.ops.pool import max_pool
 from cnnjax.ops.window import explicit_pads
 
@@ -225,7 +226,7 @@ TABLES = {  # table, geometries, shapes of the arguments, what it computes
     "MAX_POOL": (pool_primitives.MAX_POOL, POOLINGS, lambda g: (g.x,), lax_max_pool),
     "PICK": (pool_primitives.PICK, POOLINGS, lambda g: (g.x, g.x), lax_pick),
     "PLACE": (pool_primitives.PLACE, POOLINGS, lambda g: (g.x, g.out), lax_place),
-    "SUM": (reduce.TABLE, SUMS, lambda shape: (shape,), lambda shape, x: x.sum(tuple(range(x.ndim - 1)))),
+    "SUM": (sum_primitives.TABLE, SUMS, lambda shape: (shape,), lambda shape, x: x.sum(tuple(range(x.ndim - 1)))),
 }
 ROWS = [(name, i) for name, (table, *_) in TABLES.items() for i in range(len(table))]
 

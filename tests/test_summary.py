@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from cnnjax import models, nn, summary
-from cnnjax.ops import conv, dispatch, pool
+from cnnjax.ops import conv, pool
+from cnnjax.ops.cpu import dispatch
 from cnnjax.summary.memory import nbytes
 
 KEY = jax.eval_shape(jax.random.key, 0)

@@ -6,7 +6,8 @@ import pytest
 from costs import Convolutions
 
 from cnnjax import models, summary
-from cnnjax.ops import conv, dispatch
+from cnnjax.ops import conv
+from cnnjax.ops.cpu import dispatch
 from cnnjax.summary.memory import nbytes
 from cnnjax.summary.trace import Trace
 

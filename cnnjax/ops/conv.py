@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array as JaxArray
 from jax import lax
 
-from cnnjax.ops import conv_primitives
-from cnnjax.ops.dispatch import by_shape
-from cnnjax.ops.geometry import Geometry
+from cnnjax.ops.cpu import conv_primitives
+from cnnjax.ops.cpu.dispatch import by_shape
+from cnnjax.ops.cpu.geometry import Geometry
 from cnnjax.ops.window import Ints, Padding, check_fits, check_rank, explicit_pads, per_dim
 from cnnjax.types import Array
 

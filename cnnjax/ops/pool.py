@@ -11,9 +11,9 @@ import numpy as np
 from jax import Array as JaxArray
 from jax import lax
 
-from cnnjax.ops import pool_primitives
-from cnnjax.ops.dispatch import by_shape
-from cnnjax.ops.geometry import PoolGeometry
+from cnnjax.ops.cpu import pool_primitives
+from cnnjax.ops.cpu.dispatch import by_shape
+from cnnjax.ops.cpu.geometry import PoolGeometry
 from cnnjax.ops.window import Ints, Padding, Pads, check_fits, check_rank, explicit_pads, per_dim
 from cnnjax.types import Array
 

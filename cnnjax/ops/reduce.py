@@ -1,76 +1,23 @@
-"""Sums over all axes but the channels', and their transpose, for normalization.
-
-XLA's reduction on a CPU walks down the columns of the pixels' matrix; rows added in one expression, then a product with
-ones, are 5 to 10 times faster and round less.
-"""
-
-import functools
-import math
+"""Sum over all axes but the channels', and its transpose, for normalization and biases."""
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.interpreters import ad
 
-from cnnjax.ops import dispatch
+from cnnjax.ops.cpu import sum_primitives
+from cnnjax.ops.cpu.dispatch import by_shape
 from cnnjax.types import Array
-
-Shape = tuple[int, ...]
 
 
 def channel_sum(x: Array) -> jax.Array:
-    """``[..., c]`` → ``[c]``, the sum over all other axes, in x's type."""
-    return _sum.bind(x, geometry=x.shape) if dispatch.by_shape(x) else jnp.sum(x, range(x.ndim - 1))
+    """Sum over all axes but the last, ``[..., c]`` → ``[c]``, in x's type."""
+    return sum_primitives.channel_sum(x.shape, x) if by_shape(x) else jnp.sum(x, range(x.ndim - 1))
 
 
-def spread(values: Array, shape: Shape) -> jax.Array:
-    """``[c]`` → ``shape``, which ends in c: the same values everywhere. Its gradient is a ``channel_sum``."""
-    if dispatch.by_shape(values):
-        return _spread.bind(values, geometry=tuple(shape))
-    return jnp.broadcast_to(values, shape)
+def spread(values: Array, shape: tuple[int, ...]) -> jax.Array:
+    """One value per channel, repeated over all other axes: ``[c]`` → ``shape``, which ends in c.
 
-
-def column_sum(x: jax.Array) -> jax.Array:
-    """Sum over the rows of a matrix, as a product with ones.
-
-    Eight rows of ones give it eight times: that is a matrix product, which XLA has ready; for one row, a vector times
-    a matrix, it compiles code each time.
+    Its gradient is a ``channel_sum``.
     """
-    return (jnp.ones((8, x.shape[0]), x.dtype) @ x)[0]
-
-
-def add_up(terms: list[jax.Array]) -> jax.Array:
-    """t0 + t1 + …, in this order: one loop over pixels, where XLA vectorizes."""
-    return functools.reduce(lax.add, terms)
-
-
-_UNROLLED = 8  # rows added in one expression: more compile slowly, fewer leave more to the product
-
-
-def _plain_sum(shape: Shape, x: jax.Array) -> jax.Array:
-    return jnp.sum(x, range(x.ndim - 1))
-
-
-def _sum_by_product(shape: Shape, x: jax.Array) -> jax.Array:
-    """Rows of each image in groups, then ones · matrix. Images stay apart: they may be on different devices."""
-    n, pixels, c = shape[0], math.prod(shape[1:-1]), shape[-1]
-    rows = max(r for r in range(1, _UNROLLED + 1) if pixels % r == 0)
-    parts = x.reshape(n, rows, pixels // rows, c)
-    return column_sum(add_up([parts[:, i] for i in range(rows)]).reshape(-1, c))
-
-
-def _is_image(shape: Shape) -> bool:
-    return len(shape) > 2 and math.prod(shape) >= 1 << 14
-
-
-TABLE = (dispatch.Row(_is_image, _sum_by_product, "XLA's reduction takes 5 to 10 times as long"),)
-
-
-def _plain_spread(shape: Shape, values: jax.Array) -> jax.Array:
+    if by_shape(values):
+        return sum_primitives.spread(tuple(shape), values)
     return jnp.broadcast_to(values, shape)
-
-
-_sum = dispatch.primitive("channel_sum", lambda shape: shape[-1:], _plain_sum, TABLE)
-_spread = dispatch.primitive("channel_spread", lambda shape: shape, _plain_spread, ())
-ad.deflinear2(_sum, lambda ct, _, geometry: [spread(ct, geometry)])
-ad.deflinear2(_spread, lambda ct, _, geometry: [channel_sum(ct)])

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cnnjax.ops.geometry import Geometry, interleave, pad, rows, strided
-from cnnjax.ops.reduce import add_up
+from cnnjax.ops.cpu.geometry import Geometry, interleave, pad, rows, strided
+from cnnjax.ops.cpu.sum_primitives import add_up
 
 Shape = tuple[int, ...]
 _BT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])

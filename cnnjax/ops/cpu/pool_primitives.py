@@ -15,9 +15,9 @@ import numpy as np
 from jax import lax
 from jax.interpreters import ad
 
-from cnnjax.ops import dispatch
-from cnnjax.ops.geometry import PoolGeometry, fold, interleave, phases, strided
-from cnnjax.ops.reduce import add_up
+from cnnjax.ops.cpu import dispatch
+from cnnjax.ops.cpu.geometry import PoolGeometry, fold, interleave, phases, strided
+from cnnjax.ops.cpu.sum_primitives import add_up
 
 
 def max_pool(g: PoolGeometry, x: jax.Array) -> jax.Array:

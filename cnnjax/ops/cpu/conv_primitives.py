@@ -11,8 +11,8 @@ closed under transposition, the gradients of each being made of the other two:
 import jax
 from jax.interpreters import ad
 
-from cnnjax.ops import conv_forms, dispatch
-from cnnjax.ops.geometry import Geometry, fold
+from cnnjax.ops.cpu import conv_forms, dispatch
+from cnnjax.ops.cpu.geometry import Geometry, fold
 
 
 def conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:

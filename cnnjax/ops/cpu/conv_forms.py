@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cnnjax.ops import winograd
-from cnnjax.ops.dispatch import Row, choose
-from cnnjax.ops.geometry import Geometry, Phases, interleave, pad, phases, rows, strided
-from cnnjax.ops.reduce import add_up, column_sum
+from cnnjax.ops.cpu import winograd
+from cnnjax.ops.cpu.dispatch import Row, choose
+from cnnjax.ops.cpu.geometry import Geometry, Phases, interleave, pad, phases, rows, strided
+from cnnjax.ops.cpu.sum_primitives import add_up, column_sum
 
 
 def plain_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:

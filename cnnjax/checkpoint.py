@@ -21,15 +21,49 @@ from cnnjax.types import PyTree, UserError
 
 
 def checksums(tree: PyTree) -> dict[str, int]:
-    """CRC-32 of the bytes of every leaf, by path: what tells a damaged checkpoint from a good one."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    host = {jax.tree_util.keystr(path): np.ascontiguousarray(_local(leaf)) for path, leaf in leaves}
-    return {path: zlib.crc32(array.reshape(-1).view(np.uint8).data) for path, array in host.items()}
+    """CRC-32 of the bytes of every leaf, by path, to tell a damaged checkpoint from a good one.
+
+    It does not depend on how an array lies: on one device, replicated, split over several devices or processes. All
+    processes must call this together.
+    """
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    sums = {path: _crc32(_local(leaf)) for path, leaf in leaves.items()}
+    distributed = [path for path, leaf in leaves.items() if _is_distributed(leaf)]
+    if distributed:
+        parts = multihost_utils.process_allgather(np.array([sums[path] for path in distributed], np.uint32))
+        sums |= {path: _combined(part, leaves[path].nbytes) for path, part in zip(distributed, parts.T, strict=True)}
+    return sums
+
+
+def _crc32(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _is_distributed(leaf: Any) -> bool:
+    """True for an array that no process holds whole."""
+    return isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
 
 
 def _local(leaf: Any) -> np.ndarray:
-    # A replicated array of a multi-process run is not fully addressable, but each process holds all of it.
-    return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+    """Array on the host: whole, or if no process holds it whole the part that this one answers for, amid zeros."""
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf)
+    if leaf.is_fully_replicated:
+        return np.asarray(leaf.addressable_data(0))
+    whole = np.zeros(leaf.shape, leaf.dtype)
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:  # one device answers for a part that several hold
+            whole[shard.index] = shard.data
+    return whole
+
+
+def _combined(parts: np.ndarray, size: int) -> int:
+    """CRC-32 of the exclusive or (⊕) of several arrays of ``size`` bytes, from the CRC-32 of each.
+
+    CRC-32 is affine: crc(a ⊕ b) = crc(a) ⊕ crc(b) ⊕ crc(0), for a, b and zeros of equal length.
+    """
+    zero = _crc32(np.zeros(size, np.uint8)) if len(parts) % 2 == 0 else 0
+    return int(np.bitwise_xor.reduce(parts)) ^ zero
 
 
 def _together(name: str) -> None:
@@ -38,17 +72,35 @@ def _together(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+@contextmanager
+def _all_or_none() -> Iterator[None]:
+    """Makes the block fail in every process if it fails in one, so that none waits for another that gave up."""
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(error is not None))
+        if failed.any() and error is None:
+            error = UserError(f"processes {np.flatnonzero(failed).tolist()} cannot read their part")
+    if error is not None:
+        raise error
+
+
 def _rank(scores: Mapping[str, Any]) -> Any:
-    """Of equal scores the first is the best; Orbax, which only sorts, would take the last."""
+    """Sorting key by which the first of equal scores is the best; Orbax, which only sorts, would take the last."""
     return scores["score"], -scores.get("step", 0)
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last ``keep_last`` and the best ``keep_best`` by score, of equal ones the first.
+    """The checkpoints of one run: the last ``keep_last``, and the ``keep_best`` with the highest scores.
+
+    Of equal scores the first is the best.
 
     Args:
       directory: made if it is missing.
-      config: stored in every checkpoint, so that one is readable without its run folder.
+      config: the run's settings, stored in every checkpoint, so that one can be read without its run folder.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any], *, keep_last: int = 2, keep_best: int = 1) -> None:
@@ -78,7 +130,7 @@ class Checkpoints:
         """Starts writing ``state``; returns when it may be donated or changed. A higher score is better.
 
         Raises:
-          UserError: this one, or the one before it, cannot be written; so do ``wait`` and ``close``.
+          UserError: this checkpoint, or the one before it, cannot be written. ``wait`` and ``close`` raise it too.
         """
         meta = {"config": self.config, "crc32": checksums(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
@@ -87,12 +139,12 @@ class Checkpoints:
             self.manager.save(step, args=args, metrics=None if score is None else {"score": score, "step": step})
 
     def restore(self, target: Callable[[int], PyTree]) -> tuple[int, PyTree] | None:
-        """The newest checkpoint that reads back with the checksums it was written with, or None if there is none.
+        """Step and state of the newest checkpoint whose checksums are those it was written with; None without any.
 
         A damaged one is reported on stderr, set aside as ``damaged-<step>``, and the one before it is tried.
 
         Args:
-          target: step → the state's structure as ``jax.ShapeDtypeStruct`` with shardings.
+          target: step → the state's ``jax.ShapeDtypeStruct``, with the shardings that it shall have.
 
         Raises:
           UserError: there are checkpoints, and all of them are damaged.
@@ -114,11 +166,18 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """Of the checkpoint with the highest score."""
+        """Step of the checkpoint with the highest score; None if none has a score."""
         return self.manager.best_step()
 
     def best(self, target: Callable[[int], PyTree]) -> tuple[int, PyTree]:
-        """The checkpoint with the highest score; as ``restore``, but an error if there is none, or it is damaged."""
+        """Step and state of the checkpoint with the highest score.
+
+        Args:
+          target: as in ``restore``.
+
+        Raises:
+          UserError: no checkpoint has a score, or the best one is damaged.
+        """
         step = self.best_step
         try:
             if step is None:
@@ -129,12 +188,18 @@ class Checkpoints:
 
     def _read(self, step: int, target: PyTree) -> PyTree:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
-        restored = self.manager.restore(step, args=args)
-        expected = restored["meta"]["crc32"]
+        # Each process reads alone: the manager's restore would wait for processes that failed to read their part.
+        this = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+        handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+        with _all_or_none(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            restored = checkpointer.restore(self.directory / str(step), args=args)
         found = checksums(restored["state"])
-        wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
-        if wrong:
-            raise UserError(f"the checksums of {wrong[:5]} differ from those written")
+        with _all_or_none():
+            expected = restored["meta"]["crc32"]
+            wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+            if wrong:
+                raise UserError(f"the checksums of {wrong[:5]} differ from those written")
         return restored["state"]
 
     def _check_scores(self) -> None:
@@ -187,7 +252,11 @@ class Checkpoints:
 
 
 class StopRequest:
-    """Truthy once the process was asked to stop."""
+    """Flag that is true once the process was asked to stop.
+
+    Attributes:
+      signal: number of the signal that asked.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -198,7 +267,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal(*signals: int) -> Iterator[StopRequest]:
-    """While inside, SIGTERM and SIGINT only set a flag, so that the loop can save and leave; a second one kills."""
+    """Turns SIGTERM and SIGINT into a flag for the block, so that its loop can save and leave; a second one kills."""
     signals = signals or (signal.SIGTERM, signal.SIGINT)
     request = StopRequest()
 

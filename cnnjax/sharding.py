@@ -1,12 +1,13 @@
-"""Data parallelism: a one-axis mesh, replicated state, batches split over all devices of all processes."""
+"""Data parallelism: a mesh of one axis, the rule that lays the state on it, and batches split over its devices."""
 
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cnnjax.types import Batch, PyTree, UserError
+from cnnjax.types import Array, Batch, PyTree, UserError
 
 AXIS = "data"
 
@@ -37,13 +38,39 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Sharding under which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_rows(mesh: Mesh) -> NamedSharding:
-    """The leading axis is split over the devices."""
+    """Sharding under which the leading axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def state_sharding(mesh: Mesh, tree: PyTree) -> PyTree:
+    """The one rule that says how the arrays of a state, or of a model's variables, lie on the mesh: all replicated.
+
+    Args:
+      tree: arrays or ``jax.ShapeDtypeStruct``.
+
+    Returns:
+      The tree with a ``NamedSharding`` in place of each array.
+    """
+    return jax.tree.map(lambda _: replicated(mesh), tree)
+
+
+def place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copies host or device arrays to the mesh, each as ``state_sharding`` says.
+
+    Always a copy, so that the result may be donated. Of a host array every process must hold all values.
+    """
+
+    def put(x: Array, where: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return jax.jit(jnp.copy, out_shardings=where)(x)  # no process holds all of it
+        return jax.make_array_from_process_local_data(where, np.array(x), np.shape(x))
+
+    return jax.tree.map(put, tree, state_sharding(mesh, tree))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -53,13 +80,13 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch → global arrays split over the mesh."""
+    """Global arrays, split over the mesh by rows, from this process's rows of a batch."""
     sharding = split_rows(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, np.asarray(x)) for name, x in batch.items()}
 
 
 def local_rows(batch_size: int) -> slice:
-    """Which rows of a global batch this process loads."""
+    """Rows of a global batch that this process loads."""
     rows = batch_size // jax.process_count()
     return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 

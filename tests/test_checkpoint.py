@@ -1,16 +1,23 @@
-"""Checkpoints: exact, best and last kept, and every kind of damage found out."""
+"""Checkpoints: exact, the best and the last kept, every kind of damage found, however the arrays lie."""
 
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import zlib
 
+import chex
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+import sharded
 import tiny
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from cnnjax import checkpoint, sharding, train
 from cnnjax.types import UserError
@@ -20,7 +27,7 @@ MESH = sharding.make_mesh(jax.devices()[:1])
 
 def state(value=0.0):
     initial = train.init_state(tiny.plan(ema_decay=0.9), tiny.variables())
-    return sharding.replicate(jax.tree.map(lambda x: x + np.asarray(value, x.dtype), initial), MESH)
+    return sharding.place(jax.tree.map(lambda x: x + np.asarray(value, x.dtype), initial), MESH)
 
 
 def target(_):
@@ -45,10 +52,7 @@ def three(tmp_path_factory):
 def test_round_trip_is_bit_exact(three):
     step, restored = checkpoint.Checkpoints(three, {}).restore(target)
     assert step == 3
-    assert jax.tree.structure(restored) == jax.tree.structure(state())
-    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state(3)), strict=True):
-        assert ours.dtype == theirs.dtype
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(restored, state(3), strict=True)
 
 
 def test_empty_folder_gives_none(tmp_path):
@@ -98,7 +102,7 @@ def spoil(path, how):
 
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "delete"])
 def test_damage_to_any_file_is_found_or_harmless(three, tmp_path, how, capfd):
-    """Whatever file is damaged: what comes back is bit for bit the checkpoint it says it is."""
+    """Whichever file is damaged, what is restored is bit for bit the checkpoint of the step that it names."""
     good = {step: checkpoint.checksums(state(step)) for step in (1, 2, 3)}
     fell_back = 0
     for name in files(three / "3"):
@@ -157,3 +161,83 @@ def test_checksums_tell_dtype_value_and_name_apart():
     for other in ({"a": np.full(3, 1e-45, np.float32)}, {"b": np.zeros(3, np.float32)}, {"a": np.zeros(4, np.float32)}):
         assert checkpoint.checksums(other) != checkpoint.checksums(one)
     json.dumps(checkpoint.checksums(one))
+
+
+def meshes():
+    """Eight devices in a row, and as two rows of four."""
+    auto = jax.sharding.AxisType.Auto
+    return sharding.make_mesh(), jax.make_mesh((2, 4), ("high", "wide"), axis_types=(auto, auto))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.uint8, bool])
+def test_a_checksum_does_not_depend_on_how_the_array_lies(dtype):
+    array = np.random.default_rng(0).integers(0, 2, (8, 4, 16)).astype(dtype)
+    row, grid = meshes()
+    want = {"": zlib.crc32(array.tobytes())}
+    assert checkpoint.checksums(array) == want
+    for spec in (P(), P("data"), P(None, None, "data")):
+        assert checkpoint.checksums(jax.device_put(array, NamedSharding(row, spec))) == want
+    for spec in (P("high", "wide"), P(None, "wide"), P("high"), P(None, None, ("wide", "high"))):
+        assert checkpoint.checksums(jax.device_put(array, NamedSharding(grid, spec))) == want
+
+
+def test_checksums_of_parts_amid_zeros_combine_to_that_of_the_whole():
+    rng = np.random.default_rng(0)
+    for parts in (1, 2, 3, 8):
+        owner, whole = rng.integers(0, parts, (5, 6, 7)), rng.normal(size=(5, 6, 7)).astype(np.float32)
+        sums = [checkpoint._crc32(np.where(owner == i, whole, 0)) for i in range(parts)]
+        assert checkpoint._combined(np.array(sums, np.uint32), whole.nbytes) == zlib.crc32(whole.tobytes())
+
+
+@pytest.mark.parametrize("spec", [P(), P("data"), P(None, "data")], ids=str)
+def test_a_change_in_any_part_changes_the_checksum(spec):
+    array = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    placed = jax.device_put(array, NamedSharding(sharding.make_mesh(), spec))
+    good = checkpoint.checksums(placed)
+    for shard in placed.addressable_shards[: 1 if placed.is_fully_replicated else 8]:
+        parts = [np.array(part.data) for part in placed.addressable_shards]
+        parts[shard.device.id].ravel()[-1] += 1
+        on_devices = [jax.device_put(x, s.device) for x, s in zip(parts, placed.addressable_shards, strict=True)]
+        damaged = jax.make_array_from_single_device_arrays(array.shape, placed.sharding, on_devices)
+        assert checkpoint.checksums(damaged) != good, shard.index
+
+
+def test_a_split_tree_over_eight_devices(tmp_path, capfd):
+    sharded.check(tmp_path)
+    assert "checkpoint 3 in" in capfd.readouterr().err
+
+
+def test_a_split_tree_over_two_processes(tmp_path):
+    """Two processes of four devices each, over loopback."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+    }
+    both = [
+        subprocess.Popen(
+            [sys.executable, sharded.__file__, str(tmp_path / "checkpoints")],
+            env={**environment, "JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(said)[-5000:]
+    assert all("checkpoint 3 in" in text for text in said)
+    assert "processes [1] cannot read their part" in said[0]
+
+
+def test_a_checkpoint_may_be_read_into_another_sharding(three):
+    """Written by one device, read by eight, split."""
+    written = jax.tree.map(np.asarray, state(3))
+    with sharded.splitting():
+        goal = sharded.target(written, sharding.make_mesh())
+        _, restored = checkpoint.Checkpoints(three, {}).restore(lambda _: goal)
+        sharded.assert_is(restored, written)

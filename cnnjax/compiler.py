@@ -12,8 +12,8 @@ import jaxlib
 def options(platform: str | None = None) -> dict[str, str]:
     """``compiler_options`` for ``jax.jit`` on ``platform`` (None: that of the default device).
 
-    On CPUs jaxlib 0.10 and 0.11 give convolutions, products and reductions to YNNPACK, whose gradients are slow: a
-    third of VGG-16's step. XLA refuses options that it does not know, so other versions get none.
+    On CPUs jaxlib 0.10 and 0.11 leave convolutions, products and reductions to YNNPACK, whose gradients are slow: they
+    take a third of VGG-16's step. XLA refuses options that it does not know, so other versions get none.
     """
     platform = jax.default_backend() if platform is None else platform
     known = jaxlib.__version__.startswith(("0.10.", "0.11."))
@@ -23,7 +23,7 @@ def options(platform: str | None = None) -> dict[str, str]:
 def enable_cache() -> None:
     """Keeps compiled programs on disk, so that a script started again does not compile again.
 
-    They lie in ``$JAX_COMPILATION_CACHE_DIR``, else ``~/.cache/cnnjax``, which may be removed at any time.
+    The folder is ``$JAX_COMPILATION_CACHE_DIR``, else ``~/.cache/cnnjax``; it may be removed at any time.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "cnnjax"))
@@ -37,7 +37,7 @@ def tune_malloc() -> bool:
     """Lets this process keep memory that it frees; False where the C library is not glibc.
 
     XLA allocates a program's temporary memory at each call. By default glibc gives it back to the system, which must
-    clear it page by page the next time. The process then holds its peak until it ends.
+    clear it page by page the next time. With this setting a process holds its peak memory until it ends.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,5 +1,6 @@
-"""Losses that optax lacks, per example: the caller takes the mean, and masks."""
+"""Losses that optax lacks, one value per example: the caller masks them and takes the mean."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +8,7 @@ from cnnjax.types import Array
 
 
 def rbf_map_loss(logits: Array, labels: Array, *, rubbish: float = 1.0) -> jax.Array:
-    """The maximum-a-posteriori criterion of LeNet-5 (LeCun et al. 1998, section II.C, equation 9).
+    """Maximum-a-posteriori criterion of LeNet-5 (LeCun et al. 1998, section II.C, equation 9).
 
     With the output layer's distances ``y = −logits`` and the true class D,
 
@@ -29,11 +30,11 @@ def rbf_map_loss(logits: Array, labels: Array, *, rubbish: float = 1.0) -> jax.A
         ``[...]`` in the type of the logits, float32 or better.
 
     Raises:
-        ValueError: if the shapes do not fit together or j is not positive.
+        AssertionError: labels do not have the shape of the logits without their last axis.
+        ValueError: j is not positive.
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"expected labels {logits.shape[:-1]} for logits {logits.shape}, got labels {labels.shape}")
+    chex.assert_shape(labels, logits.shape[:-1])
     if rubbish <= 0:
         raise ValueError(f"expected a positive squared distance for the rubbish class, got {rubbish}")
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

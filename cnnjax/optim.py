@@ -1,8 +1,8 @@
-"""Which parameter trains when, at what rate: phases of ordered rules, schedules and optimizers.
+"""Phases of training, with ordered rules that give each parameter a learning rate or freeze it; optimizers.
 
 A phase is a list of ordered ``(regex, schedule)`` rules over parameter paths such as ``conv1/kernel``; the
-first rule that matches decides, ``None`` freezes. Every parameter must be covered, every rule must match
-something: a typing error in a pattern is an error, not a layer that silently trains.
+first rule that matches decides, ``None`` freezes. Every parameter must be covered and every rule must match
+something: a misspelt pattern is an error, not a layer that silently trains.
 """
 
 import re
@@ -22,11 +22,11 @@ MakeOptimizer = Callable[[Schedule], optax.GradientTransformation]
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with one plan for every parameter.
+    """A part of a training run, with one set of rules.
 
     Attributes:
       name: shown in reports.
-      steps: its length in optimizer steps.
+      steps: length in optimizer steps.
       rules: ordered ``(regex, schedule)``, matched against the whole path; a schedule maps the step *within the
         phase* to a learning rate, ``None`` freezes.
     """
@@ -36,28 +36,31 @@ class Phase:
     rules: tuple[Rule, ...]
 
 
-def inverse_time_decay(rate: float, decay: float) -> Schedule:
-    """``rate / (1 + decay · t)``, t in steps: what the chapter's ``decay=`` means in Keras' SGD."""
-    return lambda step: rate / (1.0 + decay * step)
+def inverse_time_decay(learning_rate: float, decay: float) -> Schedule:
+    """Schedule ``learning_rate / (1 + decay · t)``, t in steps: the chapter's ``decay=`` of Keras' SGD."""
+    return lambda step: learning_rate / (1.0 + decay * step)
 
 
 def warmup_cosine(peak: float, steps: int, warmup: int = 0, end: float = 0.0) -> Schedule:
-    """Linear from 0 over ``warmup`` steps, then half a cosine down to ``end`` at ``steps``.
+    """Schedule that rises linearly from 0 over ``warmup`` steps, then falls as half a cosine to ``end`` at ``steps``.
 
     Source: Loshchilov and Hutter 2017 (SGDR) eq. 5 without restarts; Goyal et al. 2017 section 2.2 for the warm-up.
+
+    Raises:
+      UserError: the warm-up is not shorter than the schedule.
     """
     if not 0 <= warmup < steps:
         raise UserError(f"warm-up of {warmup} steps does not fit a schedule of {steps}: use 0 … {steps - 1}")
     return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, end)
 
 
-def step_decay(rate: float, boundaries: Sequence[int], factor: float = 0.1) -> Schedule:
-    """``rate``, multiplied by ``factor`` at each of the ``boundaries`` (in steps)."""
-    return optax.piecewise_constant_schedule(rate, dict.fromkeys(boundaries, factor))
+def step_decay(learning_rate: float, boundaries: Sequence[int], factor: float = 0.1) -> Schedule:
+    """Schedule that multiplies ``learning_rate`` by ``factor`` at each of the ``boundaries`` (in steps)."""
+    return optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(boundaries, factor))
 
 
 def _kernels(params: PyTree) -> PyTree:
-    """Mask of what weight decay touches: kernels, not biases and normalization scales."""
+    """Mask for weight decay: True for kernels, False for biases and normalization scales."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
@@ -74,20 +77,20 @@ def adamw(weight_decay: float = 1e-4) -> MakeOptimizer:
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
-    """Nested dict → ``{"conv1/kernel": leaf}``."""
+    """Flattens a nested dict to ``{"conv1/kernel": leaf}``."""
     return traverse_util.flatten_dict(dict(tree), sep="/")
 
 
 def unflatten(flat: Mapping[str, Any]) -> PyTree:
-    """The inverse of ``flatten``."""
+    """Restores the nested dict that ``flatten`` flattened."""
     return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def match(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, int]:
-    """Path → index of the first rule that matches it.
+    """Index of the first rule that matches, for each path.
 
     Raises:
-      UserError: paths that no rule covers, or rules that match no path (both listed).
+      UserError: some path is covered by no rule, or some rule matches no path (both are listed).
     """
     compiled = [re.compile(pattern) for pattern, _ in rules]
     found = {path: next((i for i, r in enumerate(compiled) if r.fullmatch(path)), None) for path in paths}
@@ -102,7 +105,11 @@ def match(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, int]:
 
 
 def split(params: PyTree, rules: Sequence[Rule]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Flat ``(trainable, frozen)``; ``unflatten(trainable | frozen)`` is ``params`` again."""
+    """Splits parameters into flat ``(trainable, frozen)``; ``unflatten(trainable | frozen)`` is ``params`` again.
+
+    Raises:
+      UserError: as ``match``, or every parameter is frozen.
+    """
     flat = flatten(params)
     index = match(list(flat), rules)
     trainable = {path: leaf for path, leaf in flat.items() if rules[index[path]][1] is not None}
@@ -134,9 +141,10 @@ def _module(path: str) -> str:
 def optimizer(
     phase: Phase, params: PyTree, make: MakeOptimizer, clip_norm: float | None = None
 ) -> optax.GradientTransformation:
-    """One optimizer for the trainable (flat) parameters of a phase; each rule has its own schedule.
+    """Optimizer of the trainable (flat) parameters of a phase; each rule has its own schedule.
 
     Args:
+      phase: its rules and schedules.
       params: the model's parameters (nested).
       make: schedule → optimizer, e.g. ``sgd(0.9)``.
       clip_norm: the gradient is scaled down to this global L2 norm (over all groups together) when it is larger.
@@ -149,5 +157,5 @@ def optimizer(
 
 
 def rates(phase: Phase, step: int) -> dict[str, float]:
-    """Learning rate of each group at ``step`` (within the phase); the key is the rule's pattern."""
+    """Learning rate of each rule at ``step`` (within the phase), by the rule's pattern."""
     return {pattern: float(schedule(step)) for pattern, schedule in phase.rules if schedule is not None}

@@ -13,7 +13,7 @@ from cnnjax.ops.cpu.geometry import Geometry, PoolGeometry
 
 
 def _taps(g: Geometry) -> list[tuple[tuple[int, int], tuple[slice, ...]]]:
-    """Each tap of the kernel, and the pixels of the padded image that it meets."""
+    """Taps of the kernel, each with the pixels of the padded image that it meets."""
     (_, high, wide, _), (s, t) = g.out, g.strides
     return [
         ((u, v), np.s_[:, u : u + (high - 1) * s + 1 : s, v : v + (wide - 1) * t + 1 : t])
@@ -26,7 +26,7 @@ def _padded(g: Geometry, x: np.ndarray) -> np.ndarray:
 
 
 def _apart(g: Geometry, x: np.ndarray) -> np.ndarray:
-    """``[..., c]`` as matrices of pixels, one for each group: ``[groups, pixels, c / groups]``."""
+    """Matrices of pixels, one for each group: ``[..., c]`` → ``[groups, pixels, c / groups]``."""
     return np.moveaxis(np.asarray(x, np.float64).reshape(-1, g.groups, x.shape[-1] // g.groups), 1, 0)
 
 
@@ -35,13 +35,13 @@ def _together(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def conv(g: Geometry, x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """y."""
+    """Convolution y."""
     x = _padded(g, x)
     return sum(_together(_apart(g, x[pixels]) @ _apart(g, kernel[tap]), g.out) for tap, pixels in _taps(g))
 
 
 def input_grad(g: Geometry, dy: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """dx."""
+    """Gradient dx for the input."""
     dx = _padded(g, np.zeros(g.x))
     for tap, pixels in _taps(g):
         dx[pixels] += _together(_apart(g, dy) @ np.swapaxes(_apart(g, kernel[tap]), 1, 2), dx[pixels].shape)
@@ -50,7 +50,7 @@ def input_grad(g: Geometry, dy: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def kernel_grad(g: Geometry, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """dk."""
+    """Gradient dk for the kernel."""
     x, dk = _padded(g, x), np.zeros(g.kernel)
     for tap, pixels in _taps(g):
         dk[tap] = _together(np.swapaxes(_apart(g, x[pixels]), 1, 2) @ _apart(g, dy), g.kernel[2:])
@@ -58,7 +58,7 @@ def kernel_grad(g: Geometry, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
 
 
 def max_pool_pick(g: PoolGeometry, x: np.ndarray, dx: np.ndarray) -> np.ndarray:
-    """dx at the maximum of each window of x, the first of equal ones, row by row."""
+    """Tangent dx at the maximum of each window of x, the first of equal ones, row by row."""
     pads, (_, high, wide, _), (s, t) = ((0, 0), *g.pads, (0, 0)), g.out, g.strides
     x, dx = np.pad(x, pads, constant_values=-np.inf), np.pad(dx, pads)
     best, picked = np.full(g.out, -np.inf), np.zeros(g.out)
@@ -76,7 +76,7 @@ def draw(*shapes: tuple[int, ...], seed: int = 0, dtype: type = np.float32) -> l
 
 
 def assert_near(got: np.ndarray, want: np.ndarray, tolerance: float, about: object = "") -> None:
-    """Same shape, and no element off by more than ``tolerance`` of the largest wanted magnitude."""
+    """Fails unless the shapes are equal and no element is off by more than ``tolerance`` of the largest wanted one."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert got.shape == want.shape, (about, got.shape, want.shape)
     bound = tolerance * np.abs(want).max()

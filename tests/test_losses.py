@@ -56,7 +56,7 @@ def test_per_example_under_vmap_jit_and_bfloat16():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"expected labels \(2,\).*got labels \(3,\)"):
+    with pytest.raises(AssertionError, match=r"shape \(3,\) but expected \(2\)"):
         losses.rbf_map_loss(np.zeros((2, 10)), np.zeros(3, int))
     with pytest.raises(ValueError, match=r"positive.*got 0"):
         losses.rbf_map_loss(np.zeros((2, 10)), np.zeros(2, int), rubbish=0)

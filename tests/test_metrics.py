@@ -68,3 +68,19 @@ def test_calibration_by_hand():
     np.testing.assert_allclose([(b.confidence, b.accuracy) for b in bins], [(0.55, 1), (0.925, 0.5)])
     np.testing.assert_allclose(classification.calibration_error(bins), (0.45 + 2 * 0.425) / 3)
     assert classification.calibration(np.array([[1.0, 0.0]]), np.array([0]))[0].confidence == 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: classification.sums(LOSSES[:, None], LOGITS, LABELS),
+        lambda: classification.sums(LOSSES, LOGITS, LABELS, np.ones((200, 1))),
+        lambda: classification.ranks(LOGITS[0], LABELS),
+        lambda: classification.confusion(LOGITS, LABELS[:, None], np.ones(200)),
+        lambda: classification.per_class(np.eye(3), "ab"),
+        lambda: classification.calibration(LOGITS, LABELS[:-1]),
+    ],
+)
+def test_shapes_that_would_broadcast_to_wrong_figures_are_refused(call):
+    with pytest.raises(AssertionError, match="Chex"):
+        call()

@@ -36,7 +36,7 @@ SEEDS = st.integers(0, 99)
 
 
 def jit(f, seed):
-    """Every fourth example is compiled as users' programs are, the others in half the time."""
+    """Compiles every fourth example as users' programs are compiled, and the others in half the time."""
     return jax.jit(f, compiler_options=FAST if seed % 4 else None)
 
 
@@ -45,7 +45,7 @@ KINDS = ("pointwise", "stem", "dense", "depthwise", "grouped")
 
 @st.composite
 def convolutions(draw, kind):
-    """A geometry of the kind, and its padding as a user writes it."""
+    """Geometry of the kind, and its padding as a user writes it."""
     n, sides, strides = draw(st.integers(1, 3)), (draw(SIDES), draw(SIDES)), draw(STEPS)
     window = (1, 1) if kind == "pointwise" else (draw(KERNELS), draw(KERNELS))
     if kind == "deep":
@@ -232,7 +232,7 @@ ROWS = [(name, i) for name, (table, *_) in TABLES.items() for i in range(len(tab
 
 
 def chosen(name, i):
-    """The geometries for which row i of the table is the first that suits, cheapest first."""
+    """Geometries for which row i of the table is the first that suits, cheapest first."""
     table, geometries, shapes, _ = TABLES[name]
     found = [g for g in geometries if next((row for row in table if row.suits(g)), None) is table[i]]
     return sorted(found, key=lambda g: math.prod(math.prod(shape) for shape in shapes(g)))

@@ -1,4 +1,4 @@
-"""What JAX does with lax' convolution and max pooling it does with ours; where no form is chosen, ours are lax'."""
+"""JAX's transformations of our convolution and max pooling equal those of lax's; without a form, ours are lax's own."""
 
 import functools
 
@@ -33,7 +33,7 @@ NAMES = [*CASES, "max pool"]
 
 
 def pair(name):
-    """Ours, the same by lax, and arguments in float64 (for max pooling distinct and far apart)."""
+    """Our operation, lax's, and arguments in float64 (for max pooling distinct and far apart)."""
     if name == "max pool":
         shape, window, strides, pads = POOL
         x = np.random.default_rng(0).permutation(np.arange(np.prod(shape), dtype=np.float64)).reshape(shape)
@@ -63,7 +63,7 @@ def reverse_of_reverse(f):
 
 
 def mapped(f, *in_axes):
-    """vmap over three copies, each a multiple, for value and gradients."""
+    """Value and gradients under vmap over three multiples of the arguments."""
 
     def call(*args):
         many = [a if axis is None else jnp.stack([a, 2 * a, -a], axis) for a, axis in zip(args, in_axes, strict=False)]
@@ -186,7 +186,7 @@ def assert_falls_back(f, *args):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_and_float64_on_one_device_or_an_auto_mesh_take_the_primitives(name):
-    """So that the tests of falling back can fail."""
+    """Shows that the tests of falling back can fail."""
     ours, _, args = pair(name)
     whole, sharded, _ = sharded_args(args, mesh_of(AxisType.Auto))
     for arrays in (whole, sharded):
@@ -296,7 +296,7 @@ def test_a_batch_of_unknown_size_is_lax_and_exports(name):
 
 
 def programs(name, platform):
-    """StableHLO of the value and of the gradients, of ours and of lax', from functions of the same names."""
+    """StableHLO of the value and of the gradients, of ours and of lax's, from functions of the same names."""
     ours, plain, args = pair(name)
     args = tuple(a.astype(np.float32) for a in args)
     dy = jax.eval_shape(plain, *args)
@@ -312,7 +312,7 @@ def programs(name, platform):
 
 
 def canonical(program):
-    """The text without operations of which nobody uses the result."""
+    """Text of a program without the operations whose result is not used."""
     module = program.compiler_ir("stablehlo")
     with module.context:
         PassManager.parse("builtin.module(func.func(canonicalize))").run(module.operation)
@@ -322,7 +322,7 @@ def canonical(program):
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "rocm"])
 @pytest.mark.parametrize("name", NAMES)
 def test_on_accelerators_value_and_gradients_are_laxs_program_to_the_letter(name, platform):
-    """Nothing is normalized but this: max pooling's gradient also holds the maximum, which nobody uses there."""
+    """Only max pooling's gradient is canonicalized: it also holds the maximum, which is not used there."""
     ours, plain = programs(name, platform)
     assert ours[0].as_text() == plain[0].as_text()
     as_text = canonical if name == "max pool" else lambda program: program.as_text()
@@ -333,7 +333,7 @@ def test_on_accelerators_value_and_gradients_are_laxs_program_to_the_letter(name
     "name", ["pointwise strided", "depthwise strided, two kernels each", "grouped", "deep", "max pool"]
 )
 def test_on_cpus_they_are_not_laxs_program(name):
-    """So that these geometries test the forms, and the test above can fail."""
+    """Shows that these geometries test the forms, and that the test above can fail."""
     ours, plain = programs(name, "cpu")
     for a, b in zip(ours, plain, strict=True):
         assert canonical(a) != canonical(b)

@@ -11,7 +11,7 @@ from cnnjax.ops import pool
 
 
 def windows(x, size, strides, pads):
-    """For each output position, the values of its window inside the image, ``[n, count, c]``."""
+    """Output positions, each with the values of its window inside the image, ``[n, count, c]``."""
     spatial = x.shape[1:-1]
     out = [(n + sum(p) - k) // s + 1 for n, k, s, p in zip(spatial, size, strides, pads, strict=True)]
     for position in np.ndindex(*out):
@@ -151,14 +151,14 @@ def test_errors_name_both_sides(function, args, kwargs, message):
         function(*args, **kwargs)
 
 
-def test_global_average_needs_a_map():
+def test_global_average_needs_a_feature_map():
     with pytest.raises(ValueError, match=r"got shape \(2, 5\)"):
         pool.global_avg_pool(np.zeros((2, 5)))
 
 
 @pytest.mark.parametrize("window", [8, 9, 16, 20])
 def test_the_gradient_of_large_windows_is_lax_too(window):
-    """Up to 64 pixels a form of our own, beyond it lax: a place in 20×20 does not fit into a byte."""
+    """Up to 64 pixels a window takes a form of our own, beyond it lax: an index in 20×20 does not fit into a byte."""
     x = np.random.default_rng(0).permutation(2 * 24 * 24 * 3).reshape(2, 24, 24, 3).astype(np.float32)
 
     def plain(x):

@@ -1,1 +1,1 @@
-"""Metrics as sums that are divided last."""
+"""Metrics as sums over examples that are divided last."""

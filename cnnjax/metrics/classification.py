@@ -1,8 +1,9 @@
-"""Classification: masked sums over examples, divided last, so that figures do not depend on the batch size."""
+"""Metrics of classification: masked sums over examples, divided last, so that the batch size does not matter."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +12,21 @@ from cnnjax.types import Array
 
 
 def sums(losses: Array, logits: Array, labels: Array, mask: Array | None = None) -> dict[str, Array]:
-    """Sums of one batch.
+    """Sums over the examples of one batch.
 
     Args:
-      losses: [n], per example.
+      losses: [n], one per example.
       logits: [n, classes].
       labels: int [n].
-      mask: [n], 1 where the example counts.
+      mask: [n], 1 where the example counts and 0 where it does not; None: all count.
 
     Returns:
-      ``loss``, ``correct`` and ``correct_top5`` (where there are more than 5 classes), ``count``; scalars.
+      The scalars ``loss``, ``correct``, ``correct_top5`` (where there are more than 5 classes) and ``count``.
     """
+    chex.assert_rank(logits, 2)
+    chex.assert_shape([losses, labels], logits.shape[:1])
     mask = jnp.ones(labels.shape, jnp.int32) if mask is None else mask.astype(jnp.int32)
+    chex.assert_equal_shape([mask, labels])
     rank = ranks(logits, labels)
     counted = {"correct": 1, "correct_top5": 5} if logits.shape[-1] > 5 else {"correct": 1}
     hits = {name: ((rank < k) * mask).sum() for name, k in counted.items()}
@@ -31,31 +35,49 @@ def sums(losses: Array, logits: Array, labels: Array, mask: Array | None = None)
 
 
 def ranks(logits: Array, labels: Array) -> Array:
-    """How many classes score higher than the true one, int32 [n]: a prediction is among the top k if that is below k.
+    """Number of classes that score higher than the true one, int32 [n]; it is among the top k if that is below k.
 
     Of classes with equal scores the first counts as the higher.
+
+    Args:
+      logits: [n, classes].
+      labels: int [n].
     """
+    chex.assert_rank(logits, 2)
+    chex.assert_shape(labels, logits.shape[:1])
     true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     before = jnp.arange(logits.shape[-1]) < labels[:, None]
     return ((logits > true) | ((logits == true) & before)).sum(-1)
 
 
 def confusion(logits: Array, labels: Array, mask: Array) -> Array:
-    """Counts int32 [classes, classes]: row = true class, column = predicted class."""
+    """Confusion matrix, int32 [classes, classes]: counts by true class (row) and predicted class (column).
+
+    Args:
+      logits: [n, classes].
+      labels: int [n].
+      mask: [n], 1 or True where the example counts.
+    """
+    chex.assert_rank(logits, 2)
+    chex.assert_shape([labels, mask], logits.shape[:1])
     classes = logits.shape[-1]
     cells = labels * classes + logits.argmax(-1)
     return jax.ops.segment_sum(mask.astype(jnp.int32), cells, classes * classes).reshape(classes, classes)
 
 
 def figures(totals: Mapping[str, Array], prefix: str = "") -> dict[str, float]:
-    """Divides: ``{prefix}loss``, ``{prefix}accuracy`` and ``{prefix}top5`` (fractions of 1)."""
+    """Mean ``{prefix}loss``, and ``{prefix}accuracy`` and ``{prefix}top5`` (fractions of 1), from added ``sums``."""
     names = {"loss": "loss", "correct": "accuracy", "correct_top5": "top5"}
     count = float(totals["count"])
     return {prefix + name: float(totals[key]) / count for key, name in names.items() if key in totals}
 
 
 def per_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, object]]:
-    """Precision, recall and support of each class from a confusion matrix (nan where nothing was predicted)."""
+    """Precision, recall and support of each class, from its confusion matrix [classes, classes].
+
+    Precision is nan for a class that was never predicted, recall for one that never occurs.
+    """
+    chex.assert_shape(matrix, (len(classes), len(classes)))
     right, support, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         precision, recall = right / predicted, right / support
@@ -64,7 +86,13 @@ def per_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, obje
 
 
 class Bin(NamedTuple):
-    """Predictions of about equal confidence: how many, how confident on average, how often right."""
+    """Predictions of about equal confidence.
+
+    Attributes:
+      size: number of predictions.
+      confidence: their mean confidence.
+      accuracy: share of them that is right.
+    """
 
     size: int
     confidence: float
@@ -72,14 +100,17 @@ class Bin(NamedTuple):
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> list[Bin]:
-    """Predictions by confidence, the probability of the likeliest class, in bins of equal width without empty ones.
+    """Predictions in bins of equal width by confidence, the likeliest class's probability; empty bins are left out.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2.
 
     Args:
       probabilities: [n, classes].
       labels: int [n].
+      bins: number of bins from 0 to 1.
     """
+    chex.assert_rank(probabilities, 2)
+    chex.assert_shape(labels, probabilities.shape[:1])
     confidence = probabilities.max(-1)
     right = probabilities.argmax(-1) == labels
     which = np.minimum((confidence * bins).astype(int), bins - 1)

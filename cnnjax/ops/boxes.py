@@ -1,16 +1,17 @@
 """Boxes: ``float [..., 4]``, ``(x_min, y_min, x_max, y_max)`` in pixels, the left edge of column x at x.
 
-Another format has its name in the function's: ``cxcywh`` centre, width, height; ``xywh`` corner, width, height. Every
-function can be differentiated everywhere. A box with x_max ≤ x_min or y_max ≤ y_min has area 0, and where a ratio would
-be 0/0 it is 0 and so is its gradient. Integers and half precision are computed in float32, where a picture's area fits.
+Functions of other formats name them: ``cxcywh`` is centre, width, height; ``xywh`` is upper left corner, width, height.
+Every function can be differentiated everywhere. A box with x_max ≤ x_min or y_max ≤ y_min has area 0; a ratio 0/0 is 0,
+and so is its gradient. Integers and half precision are computed in float32, which holds the area of any image.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from cnnjax.types import Array
 
-_LEAST_AREA = 1e-12  # below, the square of an area, which its quotient's gradient divides by, leaves float32
+_LEAST_AREA = 1e-12  # the gradient of a quotient divides by the area's square, which underflows in float32 below this
 
 
 def area(boxes: Array) -> jax.Array:
@@ -21,25 +22,28 @@ def area(boxes: Array) -> jax.Array:
 
 
 def iou(a: Array, b: Array) -> jax.Array:
-    """Intersection over union of each with each: [n, 4], [m, 4] → [n, m] in 0…1 (Jaccard 1912)."""
+    """Intersection over union of every box of a with every box of b: [n, 4], [m, 4] → [n, m] in 0…1 (Jaccard 1912)."""
+    chex.assert_rank([a, b], 2)
     return iou_paired(jnp.asarray(a)[:, None], jnp.asarray(b)[None])
 
 
 def giou(a: Array, b: Array) -> jax.Array:
-    """Generalized IoU of each with each: [n, 4], [m, 4] → [n, m] in −1…1, see `giou_paired`."""
+    """Generalized IoU of every box of a with every box of b: [n, 4], [m, 4] → [n, m] in −1…1, see `giou_paired`."""
+    chex.assert_rank([a, b], 2)
     return giou_paired(jnp.asarray(a)[:, None], jnp.asarray(b)[None])
 
 
 def iou_paired(a: Array, b: Array) -> jax.Array:
-    """`iou` of boxes in the same place: [..., 4], [..., 4] → [...]; leading axes broadcast."""
+    """Intersection over union of pairs of boxes: [..., 4], [..., 4] → [...]; leading axes broadcast."""
     intersection, union = _intersection_and_union(a, b)
     return _ratio(intersection, union)
 
 
 def giou_paired(a: Array, b: Array) -> jax.Array:
-    """IoU less the share of the smallest box around both that neither covers (Rezatofighi et al. 2019, Algorithm 1).
+    """Generalized IoU of pairs of boxes (Rezatofighi et al. 2019, Algorithm 1).
 
-    Unlike the IoU it has a gradient where the boxes do not meet. As a loss: ``1 - giou_paired(a, b)``.
+    The IoU minus the share that neither box covers of the smallest box around both. Unlike the IoU it has a gradient
+    where the boxes do not overlap. As a loss: ``1 - giou_paired(a, b)``.
 
     Args:
         a: [..., 4].
@@ -56,44 +60,43 @@ def giou_paired(a: Array, b: Array) -> jax.Array:
 
 
 def clip(boxes: Array, height: Array | int, width: Array | int) -> jax.Array:
-    """The part of each box [..., 4] inside an image; of one outside, an empty box on the border."""
+    """Boxes [..., 4] cut to an image; a box outside of it becomes an empty one on the border."""
     boxes = _floats(boxes)
     return jnp.clip(boxes, 0, jnp.stack([width, height, width, height]).astype(boxes.dtype))
 
 
 def visible(boxes: Array, height: Array | int, width: Array | int) -> jax.Array:
-    """Share [...] of each box's area [..., 4] that is inside an image; 0 for a box without area."""
+    """Share [...] of each box's area that lies inside an image, for boxes [..., 4]; 0 for a box without area."""
     return _ratio(area(clip(boxes, height, width)), area(boxes))
 
 
 def xyxy_to_cxcywh(boxes: Array) -> jax.Array:
-    """Corners → centre, width, height."""
+    """Converts corners to centre, width, height: [..., 4] → [..., 4]."""
     low, high = _corners(boxes)
     return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
 
 
 def cxcywh_to_xyxy(boxes: Array) -> jax.Array:
-    """Centre, width, height → corners."""
+    """Converts centre, width, height to corners: [..., 4] → [..., 4]."""
     centre, size = _corners(boxes)
     return jnp.concatenate([centre - size / 2, centre + size / 2], axis=-1)
 
 
 def xyxy_to_xywh(boxes: Array) -> jax.Array:
-    """Corners → upper left corner, width, height (COCO's format)."""
+    """Converts corners to upper left corner, width, height, COCO's format: [..., 4] → [..., 4]."""
     low, high = _corners(boxes)
     return jnp.concatenate([low, high - low], axis=-1)
 
 
 def xywh_to_xyxy(boxes: Array) -> jax.Array:
-    """Upper left corner, width, height → corners."""
+    """Converts upper left corner, width, height to corners: [..., 4] → [..., 4]."""
     corner, size = _corners(boxes)
     return jnp.concatenate([corner, corner + size], axis=-1)
 
 
 def _floats(boxes: Array) -> jax.Array:
     boxes = jnp.asarray(boxes)
-    if boxes.ndim == 0 or boxes.shape[-1] != 4:
-        raise TypeError(f"expected boxes [..., 4], got {list(boxes.shape)}")
+    chex.assert_axis_dimension(boxes, -1, 4)
     return boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
 
 
@@ -110,6 +113,6 @@ def _intersection_and_union(a: Array, b: Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    # Twice: a quotient that is not taken still has a gradient, and NaN × 0 is NaN.
+    # where twice: the quotient that the outer one discards still has a gradient, and NaN × 0 is NaN.
     real = whole > _LEAST_AREA
     return jnp.where(real, part / jnp.where(real, whole, 1), 0)

@@ -9,7 +9,7 @@ from jax import Array as JaxArray
 from jax import lax
 
 from cnnjax.ops.cpu import conv_primitives
-from cnnjax.ops.cpu.dispatch import by_shape
+from cnnjax.ops.cpu.dispatch import supports
 from cnnjax.ops.cpu.geometry import Geometry
 from cnnjax.ops.window import Ints, Padding, check_fits, check_rank, explicit_pads, per_dim
 from cnnjax.types import Array
@@ -54,7 +54,7 @@ def conv(
     check_fits(x.shape[1:-1], window, pads)
     dtype = jnp.result_type(x, kernel)
     x, kernel = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
-    if dims == 2 and set(holes) == {1} and by_shape(x, kernel):
+    if dims == 2 and set(holes) == {1} and supports(x, kernel):
         return conv_primitives.conv(Geometry(x.shape, kernel.shape, steps, pads, groups), x, kernel)
     return lax.conv_general_dilated(
         x,

@@ -12,7 +12,7 @@ from jax import Array as JaxArray
 from jax import lax
 
 from cnnjax.ops.cpu import pool_primitives
-from cnnjax.ops.cpu.dispatch import by_shape
+from cnnjax.ops.cpu.dispatch import supports
 from cnnjax.ops.cpu.geometry import PoolGeometry
 from cnnjax.ops.window import Ints, Padding, Pads, check_fits, check_rank, explicit_pads, per_dim
 from cnnjax.types import Array
@@ -35,7 +35,7 @@ def max_pool(x: Array, window: Ints, *, strides: Ints | None = None, padding: Pa
     """
     size, steps, pads = _geometry(x, window, strides, padding)
     x = jnp.asarray(x)
-    if len(size) == 2 and by_shape(x):
+    if len(size) == 2 and supports(x):
         return pool_primitives.max_pool(PoolGeometry(x.shape, size, steps, pads), x)
     lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     init = np.asarray(lowest, x.dtype)
@@ -57,8 +57,8 @@ def avg_pool(
         window: size of the window, in pixels.
         strides: step of the window, in pixels; the window's size if None.
         padding: ``"SAME"``, ``"VALID"``, an int or ``(lo, hi)`` pairs, smaller than the window.
-        count_include_pad: whether padded zeros count in the divisor: False as in TensorFlow, True as torch's
-            default (torchvision's Inception needs it).
+        count_include_pad: True counts padded zeros in the divisor, as torch does by default (torchvision's Inception
+            needs it); False does not, as TensorFlow.
 
     Returns:
         ``[n, *out, c]`` in x's type.
@@ -91,8 +91,8 @@ def global_avg_pool(x: Array, *, keepdims: bool = False) -> JaxArray:
 def adaptive_avg_pool(x: Array, size: Ints) -> JaxArray:
     """Average over ``size`` windows that together cover each dimension, summed in float32 or better.
 
-    Of n pixels window i has those from ``floor(i · n / size)`` to before ``ceil((i + 1) · n / size)``, as torch's
-    ``AdaptiveAvgPool2d``: windows may overlap, and repeat pixels where ``size`` > n.
+    Window i covers the pixels from ``floor(i · n / size)`` to before ``ceil((i + 1) · n / size)`` of n, as in torch's
+    ``AdaptiveAvgPool2d``: windows may overlap, and pixels repeat where ``size`` > n.
 
     Args:
         x: ``[n, *spatial, c]``, float.

@@ -1,16 +1,17 @@
 """Sum over all axes but the channels', and its transpose, for normalization and biases."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from cnnjax.ops.cpu import sum_primitives
-from cnnjax.ops.cpu.dispatch import by_shape
+from cnnjax.ops.cpu.dispatch import supports
 from cnnjax.types import Array
 
 
 def channel_sum(x: Array) -> jax.Array:
     """Sum over all axes but the last, ``[..., c]`` → ``[c]``, in x's type."""
-    return sum_primitives.channel_sum(x.shape, x) if by_shape(x) else jnp.sum(x, range(x.ndim - 1))
+    return sum_primitives.channel_sum(x.shape, x) if supports(x) else jnp.sum(x, range(x.ndim - 1))
 
 
 def spread(values: Array, shape: tuple[int, ...]) -> jax.Array:
@@ -18,6 +19,7 @@ def spread(values: Array, shape: tuple[int, ...]) -> jax.Array:
 
     Its gradient is a ``channel_sum``.
     """
-    if by_shape(values):
+    chex.assert_shape(values, shape[-1:])
+    if supports(values):
         return sum_primitives.spread(tuple(shape), values)
     return jnp.broadcast_to(values, shape)

@@ -1,4 +1,4 @@
-"""What convolution and pooling share: a window that slides over the spatial dimensions.
+"""Settings of a window that slides over the spatial dimensions, shared by convolution and pooling, and their checks.
 
 Arrays are channels last: ``[n, w, c]``, ``[n, h, w, c]`` or ``[n, d, h, w, c]``.
 """
@@ -15,14 +15,14 @@ Pads = tuple[tuple[int, int], ...]
 
 
 def check_rank(x: Array) -> int:
-    """Number of spatial dimensions of ``x [n, *spatial, c]``; ValueError unless it is 1, 2 or 3."""
+    """Number of spatial dimensions of ``x [n, *spatial, c]``; ValueError unless 1, 2 or 3."""
     if x.ndim not in (3, 4, 5):
         raise ValueError(f"expected [n, w, c], [n, h, w, c] or [n, d, h, w, c], got shape {tuple(x.shape)}")
     return x.ndim - 2
 
 
 def per_dim(value: Ints, dims: int, name: str) -> tuple[int, ...]:
-    """``value`` for each of ``dims`` spatial dimensions: an int is repeated. ValueError if one is below 1."""
+    """One value for each of ``dims`` spatial dimensions; an int is repeated. ValueError if one is below 1."""
     values = (int(value),) * dims if isinstance(value, (int, np.integer)) else tuple(int(v) for v in value)
     if len(values) != dims or min(values) < 1:
         raise ValueError(f"expected {name} as a positive int or {dims} of them, got {value!r}")

@@ -1,7 +1,8 @@
-"""Forms of convolution that XLA computes fast on a CPU, and the tables that say when.
+"""Forms of convolution that XLA computes fast on a CPU, and the tables that say which geometry takes which form.
 
-Each takes a geometry and two arrays, as the primitive of the same name in ``conv_primitives``. x is ``[n, h, w, c]``,
-dy ``[n, *out, features]``, kernel ``[*window, c / groups, features]``. Times are of 2 cores with AVX-512, float32.
+Each form takes a geometry and two arrays, as its primitive in ``conv_primitives`` does. x is ``[n, h, w, c]``, dy
+``[n, *out, features]``, kernel ``[*window, c / groups, features]``. Times were measured on 2 cores with AVX-512, in
+float32.
 """
 
 import math
@@ -19,7 +20,7 @@ from cnnjax.ops.cpu.sum_primitives import add_up, column_sum
 
 
 def plain_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """By lax."""
+    """Convolution y, by lax."""
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         x, kernel, g.strides, g.pads, dimension_numbers=layout, feature_group_count=g.groups
@@ -27,13 +28,13 @@ def plain_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def plain_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
-    """By lax."""
+    """Gradient dx for the input, by lax."""
     x = jax.ShapeDtypeStruct(g.x, dy.dtype)
     return jax.linear_transpose(lambda x: plain_conv(g, x, kernel), x)(dy)[0]
 
 
 def plain_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
-    """By lax."""
+    """Gradient dk for the kernel, by lax."""
     kernel = jax.ShapeDtypeStruct(g.kernel, x.dtype)
     return jax.linear_transpose(lambda kernel: plain_conv(g, x, kernel), kernel)(dy)[0]
 
@@ -42,12 +43,12 @@ def plain_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def pointwise_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """y = x · kernel for every pixel that the stride meets."""
+    """Convolution, y = x · kernel at every pixel that the stride meets."""
     return (rows(strided(x, (0, 0), g.out[1:3], g.strides)) @ kernel[0, 0]).reshape(g.out)
 
 
 def pointwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
-    """dx = dy · kernelᵀ, zeros where the stride passed over."""
+    """Gradient for the input, dx = dy · kernelᵀ, with zeros at the pixels that the stride skips."""
     dx = lax.dot_general(rows(dy), kernel[0, 0], (((1,), (1,)), ((), ())))
     spread = [
         (0, size - (out - 1) * s - 1, s - 1) for size, out, s in zip(g.x[1:3], g.out[1:3], g.strides, strict=True)
@@ -56,24 +57,24 @@ def pointwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.A
 
 
 def pointwise_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
-    """dk = xᵀ · dy."""
+    """Gradient for the kernel, dk = xᵀ · dy."""
     x = strided(x, (0, 0), g.out[1:3], g.strides)
     return lax.dot_general(rows(x), rows(dy), (((0,), (0,)), ((), ()))).reshape(g.kernel)
 
 
 def pointwise_kernel_grad_by_image(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
-    """dk = Σ over images of xᵀ · dy."""
+    """Gradient for the kernel, dk = Σ over images of xᵀ · dy."""
     n = g.x[0]
     x = strided(x, (0, 0), g.out[1:3], g.strides).reshape(n, -1, g.x[3])
     return lax.dot_general(x, dy.reshape(n, -1, g.out[3]), (((1,), (1,)), ((0,), (0,)))).sum(0).reshape(g.kernel)
 
 
-# Gradients for the input by phases: with stride s, the pixels of one remainder mod s are reached by the same taps, and
-# each phase is a convolution of stride 1. lax convolves dy with zeros in between, of which (s² − 1) / s² is wasted.
+# Gradients for the input by phases: with stride s, the same taps reach all pixels of one remainder mod s, so that each
+# such phase is a convolution of stride 1. lax convolves dy with zeros in between: (s² − 1) / s² of its work is wasted.
 
 
 def dense_input_grad_by_phases(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
-    """dx of a strided convolution: per phase a dense convolution of dy with that phase's taps."""
+    """Gradient dx of a strided convolution: for each phase a dense convolution of dy with that phase's taps."""
     down, right = phases(g)
     parts = [
         [_dense_phase(g, dy, kernel, (down, a), (right, b)) for b in range(g.strides[1])] for a in range(g.strides[0])
@@ -90,7 +91,7 @@ def _dense_phase(g: Geometry, dy: jax.Array, kernel: jax.Array, *dims: tuple[Pha
     for axis, (phase, a) in enumerate(dims):
         first, last = phase.taps[a][0], phase.taps[a][-1]
         part = lax.slice_in_dim(part, first[0], last[0] + 1, g.strides[axis], axis)
-        # Windows from last's shift to size − 1 + first's shift.
+        # The phase meets the windows from last's shift to size − 1 + first's shift.
         pads.append((-last[1], phase.size - 1 + first[1] - (dy.shape[1 + axis] - 1)))
     dy = pad(dy, [(min(lo, 0), min(hi, 0)) for lo, hi in pads])
     pads = [(max(lo, 0), max(hi, 0)) for lo, hi in pads]
@@ -115,7 +116,7 @@ def _padded(g: Geometry, x: jax.Array) -> jax.Array:
 
 
 def depthwise_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """y = Σ over taps of a shifted x times the tap's weights."""
+    """Convolution, y = Σ over taps of a shifted x times the tap's weights."""
     g, m = _repeated(g)
     x = _padded(g, jnp.repeat(x, m, -1))
     taps = [(u, v) for u in range(g.kernel[0]) for v in range(g.kernel[1])]
@@ -123,7 +124,7 @@ def depthwise_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def depthwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
-    """dx, per phase the sum over its taps of a shifted dy times the tap's weights."""
+    """Gradient dx: for each phase the sum over its taps of a shifted dy times the tap's weights."""
     g, m = _repeated(g)
     down, right = phases(g)
     dy = lax.optimization_barrier(pad(dy, ((down.before, down.after), (right.before, right.after))))
@@ -145,7 +146,10 @@ _CACHED = 6 << 20  # bytes of x that nine passes over it may find in the cache
 
 
 def depthwise_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
-    """dk, per tap the sum over pixels of a shifted x times dy: rows added in one expression, then ones · matrix."""
+    """Gradient dk: for each tap the sum over pixels of a shifted x times dy.
+
+    Rows are added in one expression, and the rest by a product of ones with the matrix of pixels.
+    """
     g, m = _repeated(g)
     high, wide = g.out[1:3]
     blocks = -(-high // _UNROLLED)
@@ -177,7 +181,7 @@ def depthwise_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array
     return total.reshape(g.kernel)
 
 
-# Grouped: dense convolutions of neighbouring groups at once, with zeros where groups do not meet.
+# Grouped: a dense convolution of several neighbouring groups at once, with zeros between channels of different groups.
 
 _WIDTH = 32  # channels of a dense part: narrower ones starve the matrix product, wider ones multiply more zeros
 
@@ -203,21 +207,21 @@ def _split(x: jax.Array, parts: int) -> list[jax.Array]:
 
 
 def grouped_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """y, part by part."""
+    """Convolution y, part by part."""
     part, parts, together = _merged(g)
     pairs = zip(_split(x, parts), _split(kernel, parts), strict=True)
     return jnp.concatenate([conv(part, a, _block_diagonal(k, together)) for a, k in pairs], -1)
 
 
 def grouped_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
-    """dx, part by part."""
+    """Gradient dx, part by part."""
     part, parts, together = _merged(g)
     pairs = zip(_split(dy, parts), _split(kernel, parts), strict=True)
     return jnp.concatenate([input_grad(part, d, _block_diagonal(k, together)) for d, k in pairs], -1)
 
 
 def grouped_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
-    """dk: that of each dense part, of which the blocks on the diagonal are kept."""
+    """Gradient dk: the blocks on the diagonal of each dense part's gradient."""
     part, parts, together = _merged(g)
 
     def diagonal(dk: jax.Array) -> jax.Array:
@@ -230,17 +234,17 @@ def grouped_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """In the form that suits."""
+    """Convolution y in the form that suits its geometry."""
     return choose(CONV, g, plain_conv)(g, x, kernel)
 
 
 def input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
-    """In the form that suits."""
+    """Gradient dx in the form that suits its geometry."""
     return choose(INPUT_GRAD, g, plain_input_grad)(g, dy, kernel)
 
 
 def kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
-    """In the form that suits."""
+    """Gradient dk in the form that suits its geometry."""
     return choose(KERNEL_GRAD, g, plain_kernel_grad)(g, x, dy)
 
 
@@ -253,7 +257,7 @@ def _is_large_pointwise(g: Geometry) -> bool:
 
 
 def _is_depthwise(g: Geometry) -> bool:
-    # More taps than 8×8 compile slowly, each being an expression of its own: such a kernel is grouped.
+    # Each tap is an expression of its own, so that more than 8×8 compile slowly: those take the grouped form.
     return g.groups > 1 and g.kernel[2] == 1 and math.prod(g.window) <= 64
 
 
@@ -272,13 +276,13 @@ def _is_padded_beyond(g: Geometry) -> bool:
 CONV = (
     Row(_is_pointwise, pointwise_conv, "no patches to gather"),
     Row(_is_depthwise, depthwise_conv, "XLA computes channels one by one: 97 → 3 ms"),
-    Row(_is_grouped, grouped_conv, "so it does groups: 24 → 8 ms"),
+    Row(_is_grouped, grouped_conv, "XLA computes groups one by one: 24 → 8 ms"),
     Row(winograd.suits, winograd.winograd_conv, "2.25 times fewer products: 78 → 39 ms"),
 )
 INPUT_GRAD = (
     Row(_is_pointwise, pointwise_input_grad, "no patches to gather"),
     Row(_is_depthwise, depthwise_input_grad, "XLA computes channels one by one: 189 → 2 ms with stride 2"),
-    Row(_is_grouped, grouped_input_grad, "so it does groups: 19 → 8 ms"),
+    Row(_is_grouped, grouped_input_grad, "XLA computes groups one by one: 19 → 8 ms"),
     Row(winograd.suits, winograd.winograd_input_grad, "2.25 times fewer products: 78 → 43 ms"),
     Row(
         _is_strided,
@@ -295,10 +299,10 @@ KERNEL_GRAD = (
     Row(
         _is_large_pointwise,
         pointwise_kernel_grad_by_image,
-        "as pointwise, and one product over so many pixels is slower: 46 → 37 ms",
+        "one product over so many pixels is slower than a product per image: 46 → 37 ms",
     ),
     Row(_is_pointwise, pointwise_kernel_grad, "XLA transposes both sides: 20 → 9 ms"),
     Row(_is_depthwise, depthwise_kernel_grad, "XLA computes channels one by one: 148 → 7 ms"),
-    Row(_is_grouped, grouped_kernel_grad, "so it does groups: 4.6 s → 15 ms"),
+    Row(_is_grouped, grouped_kernel_grad, "XLA computes groups one by one: 4.6 s → 15 ms"),
     Row(winograd.suits, winograd.winograd_kernel_grad, "2.25 times fewer products: 81 → 49 ms"),
 )

@@ -1,13 +1,14 @@
 """2-D convolution and its two gradients as primitives.
 
-A convolution is linear in its input and in its kernel, and its gradients are linear in what they take. The three are
-closed under transposition, the gradients of each being made of the other two:
+A convolution is linear in its input and in its kernel, and so are its gradients in their arguments. The gradients of
+each of the three operations are the other two:
 
     conv(x, kernel) → y           in x: input_grad(y, kernel)     in kernel: kernel_grad(x, y)
     input_grad(dy, kernel) → dx   in dy: conv(dx, kernel)         in kernel: kernel_grad(dx, dy)
     kernel_grad(x, dy) → dk       in x: input_grad(dy, dk)        in dy: conv(x, dk)
 """
 
+import chex
 import jax
 from jax.interpreters import ad
 
@@ -16,17 +17,20 @@ from cnnjax.ops.cpu.geometry import Geometry, fold
 
 
 def conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """``x [n, h, w, c]``, ``kernel [*window, c / groups, features]`` → ``y [n, *out, features]``."""
+    """Convolution: ``x [n, h, w, c]``, ``kernel [*window, c / groups, features]`` → ``y [n, *out, features]``."""
+    chex.assert_shape([x, kernel], [g.x, g.kernel])
     return _conv.bind(x, kernel, geometry=g)
 
 
 def input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
-    """``dy [n, *out, features]``, ``kernel`` → ``dx [n, h, w, c]``."""
+    """Gradient for the input: ``dy [n, *out, features]``, ``kernel`` → ``dx [n, h, w, c]``."""
+    chex.assert_shape([dy, kernel], [g.out, g.kernel])
     return _input_grad.bind(dy, kernel, geometry=g)
 
 
 def kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
-    """``x [n, h, w, c]``, ``dy [n, *out, features]`` → ``dk [*window, c / groups, features]``."""
+    """Gradient for the kernel: ``x [n, h, w, c]``, ``dy [n, *out, features]`` → ``dk``, of the kernel's shape."""
+    chex.assert_shape([x, dy], [g.x, g.out])
     return _kernel_grad.bind(x, dy, geometry=g)
 
 

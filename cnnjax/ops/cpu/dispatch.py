@@ -1,8 +1,8 @@
-"""Operations that are lax' own everywhere but on CPUs, where they take a form chosen by their shape.
+"""Primitives that are lax's own operations everywhere but on CPUs, where they take a form chosen by their shape.
 
-Convolution, pooling and channel sums are JAX primitives here. So the choice falls when a program is lowered and its
-platform is known, and everything JAX does with lax' operations (forward mode, gradients of gradients, vmap, remat,
-export) works with these. A table of ``Row`` per primitive says which form suits what, and why.
+Convolution, pooling and channel sums are JAX primitives here. So the choice is made when a program is lowered and its
+platform is known, and everything JAX does with lax's operations (forward mode, gradients of gradients, vmap, remat,
+export) works with these. A table of ``Row`` for each primitive says which form suits which geometry, and why.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _enabled = True
 
 @contextlib.contextmanager
 def plain_everywhere() -> Iterator[None]:
-    """What is lowered within is lax' own on CPUs, too: to measure against. Compiled programs stay as they are."""
+    """Lowers lax's own operations on CPUs too, while in the block, to compare with; compiled programs do not change."""
     global _enabled
     _enabled = False
     try:
@@ -62,9 +62,9 @@ def primitive(
         shape: geometry → shape of the result, whose type is that of the first argument.
         plain: (geometry, *arrays) → result, by lax.
         table: the forms for CPUs.
-        fold: (geometry, copies) → the geometry of so many batches in one.
-        images: positions of the arguments that lead with the batch, as the result then does. Where vmap maps exactly
-            these, they are folded into one larger batch; where others, or without ``fold``, lax' batching serves.
+        fold: (geometry, copies) → geometry of ``copies`` batches in one.
+        images: positions of the arguments whose leading axis is the batch, as the result's then is. Where vmap maps
+            exactly these, they are folded into one larger batch; else, and without ``fold``, ``plain`` is batched.
     """
     p = Primitive(name)
 
@@ -93,15 +93,15 @@ def primitive(
 
 @functools.partial(jax.jit, static_argnames=("primitive", "geometry"))
 def _eager(primitive: Primitive, *arrays: jax.Array, geometry: Any) -> jax.Array:
-    """Outside of jit."""
+    """Value of a primitive outside of jit, compiled."""
     return primitive.bind(*arrays, geometry=geometry)
 
 
-def by_shape(*arrays: Array) -> bool:
-    """Whether the primitives take these arrays: float32 or float64, sizes known, not divided by hand over a mesh.
+def supports(*arrays: Array) -> bool:
+    """True for arrays that the primitives take: float32 or float64, all sizes known, no Explicit or Manual mesh axes.
 
-    Else it is lax: in bfloat16 sums of products lose digits, and under Explicit or Manual axes each form would need
-    rules of its own.
+    All others are for lax: in bfloat16 sums of products lose digits, and under Explicit or Manual axes each form would
+    need sharding rules of its own.
     """
     for x in arrays:
         mesh = jax.typeof(x).sharding.mesh

@@ -1,4 +1,4 @@
-"""Geometry of a 2-D window that slides over ``[n, h, w, c]``, as convolution and pooling on CPUs share it."""
+"""Geometry of a 2-D window that slides over ``[n, h, w, c]``, shared by the forms of convolution and pooling."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,15 @@ from cnnjax.ops.window import Pads
 
 
 class Geometry(NamedTuple):
-    """Shapes and settings of a 2-D convolution."""
+    """Shapes and settings of a 2-D convolution.
+
+    Attributes:
+      x: shape of the input, ``(n, h, w, c)``.
+      kernel: its shape, ``(*window, c / groups, features)``.
+      strides: in pixels, down and across.
+      pads: zeros before and after each spatial dimension.
+      groups: number of groups of channels.
+    """
 
     x: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -22,17 +30,24 @@ class Geometry(NamedTuple):
 
     @property
     def out(self) -> tuple[int, ...]:
-        """``(n, h, w, features)`` of the result."""
+        """Shape of the result, ``(n, h, w, features)``."""
         return (self.x[0], *windows(self), self.kernel[-1])
 
     @property
     def window(self) -> tuple[int, ...]:
-        """Of the kernel, in pixels."""
+        """Height and width of the kernel, in pixels."""
         return self.kernel[:2]
 
 
 class PoolGeometry(NamedTuple):
-    """Shapes and settings of a 2-D pooling."""
+    """Shapes and settings of a 2-D pooling.
+
+    Attributes:
+      x: shape of the input, ``(n, h, w, c)``.
+      window: height and width, in pixels.
+      strides: in pixels, down and across.
+      pads: pixels before and after each spatial dimension.
+    """
 
     x: tuple[int, ...]
     window: tuple[int, ...]
@@ -41,42 +56,47 @@ class PoolGeometry(NamedTuple):
 
     @property
     def out(self) -> tuple[int, ...]:
-        """``(n, h, w, c)`` of the result."""
+        """Shape of the result, ``(n, h, w, c)``."""
         return (self.x[0], *windows(self), self.x[3])
 
 
 def windows(g: Geometry | PoolGeometry) -> tuple[int, ...]:
-    """How many windows there are, down and across."""
+    """Number of windows, down and across."""
     sizes = zip(g.x[1:3], g.pads, g.window, g.strides, strict=True)
     return tuple((size + sum(pads) - k) // s + 1 for size, pads, k, s in sizes)
 
 
 def fold(g: Any, copies: int) -> Any:
-    """The same geometry for a batch of so many batches."""
+    """Geometry of ``copies`` batches in one."""
     return g._replace(x=(copies * g.x[0], *g.x[1:]))
 
 
 def rows(x: jax.Array) -> jax.Array:
-    """``[..., c]`` as a matrix of pixels."""
+    """Matrix of pixels ``[pixels, c]`` from ``[..., c]``."""
     return x.reshape(-1, x.shape[-1])
 
 
 def pad(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
-    """Pads (or, below zero, cuts) the two spatial dimensions with zeros."""
+    """Pads the two spatial dimensions with zeros; a negative count cuts pixels off."""
     return lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *((lo, hi, 0) for lo, hi in pads), (0, 0, 0)))
 
 
 def strided(x: jax.Array, start: Sequence[int], count: Sequence[int], strides: Sequence[int]) -> jax.Array:
-    """``count`` pixels in each direction, from ``start``, by ``strides``."""
+    """Every ``strides``-th pixel from ``start``, ``count`` of them, down and across."""
     (n, _, _, c), (i, j), (high, wide), (s, t) = x.shape, start, count, strides
     return lax.slice(x, (0, i, j, 0), (n, i + (high - 1) * s + 1, j + (wide - 1) * t + 1, c), (1, s, t, 1))
 
 
 class Phases(NamedTuple):
-    """One dimension of a strided window, seen from its input.
+    """One dimension of a window with stride s, seen from its input.
 
-    Input pixel ``q · s + a`` meets tap u of window ``q + shift``, for each ``(u, shift)`` in ``taps[a]``; ``size``
-    values of q cover the input. Windows from ``−before`` to ``last + after`` occur.
+    Input pixel ``q · s + a`` meets tap u of window ``q + shift``, for each ``(u, shift)`` in ``taps[a]``.
+
+    Attributes:
+      size: number of values of q that cover the input.
+      before: windows counted before the first one, at most; there dy is padded.
+      after: windows counted after the last one, at most.
+      taps: pairs ``(u, shift)`` for each phase a = 0 … s − 1.
     """
 
     size: int
@@ -86,7 +106,7 @@ class Phases(NamedTuple):
 
 
 def phases(g: Geometry | PoolGeometry) -> tuple[Phases, Phases]:
-    """Those of the rows and of the columns."""
+    """Phases of the rows and of the columns."""
     down, right = (
         _phases(size, k, s, lo, out)
         for size, k, s, (lo, _), out in zip(g.x[1:3], g.window, g.strides, g.pads, windows(g), strict=True)
@@ -95,7 +115,7 @@ def phases(g: Geometry | PoolGeometry) -> tuple[Phases, Phases]:
 
 
 def _phases(size: int, k: int, s: int, lo: int, out: int) -> Phases:
-    """For an input of ``size``, window k, stride s, ``lo`` zeros before the input and ``out`` windows."""
+    """Phases of an input of ``size``, window k, stride s, ``lo`` zeros before the input and ``out`` windows."""
     count = -(-size // s)
     taps = tuple(tuple((u, (a + lo - u) // s) for u in range((a + lo) % s, k, s)) for a in range(s))
     shifts = [shift for phase in taps for _, shift in phase]
@@ -103,7 +123,7 @@ def _phases(size: int, k: int, s: int, lo: int, out: int) -> Phases:
 
 
 def interleave(parts: Sequence[Sequence[jax.Array]], size: Sequence[int]) -> jax.Array:
-    """The image whose pixel ``(q · s + a, r · t + b)`` is pixel (q, r) of ``parts[a][b]``, cut to ``size``."""
+    """Image whose pixel ``(q · s + a, r · t + b)`` is pixel (q, r) of ``parts[a][b]``, cut to ``size``."""
     if len(parts) == len(parts[0]) == 1:
         return parts[0][0]
     x = jnp.stack([jnp.stack(row, 3) for row in parts], 2)

@@ -1,14 +1,15 @@
-"""2-D max pooling as primitives: the maximum, its derivative, and the transpose of that.
+"""2-D max pooling as primitives: the maximum, its derivative, and the derivative's transpose.
 
     max_pool(x) → y          derivative at x along dx: pick(x, dx)
     pick(x, dx) → dy         dx where x is the maximum of its window; transposed in dx: place(x, dy)
     place(x, dy) → dx        dy added where x is the maximum of its window; transposed in dy: pick(x, dx)
 
-Of equal maxima the first of the window counts, row by row, as in lax' gradient.
+Of equal maxima the first in the window counts, row by row, as in lax's gradient.
 """
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,8 @@ from cnnjax.ops.cpu.sum_primitives import add_up
 
 
 def max_pool(g: PoolGeometry, x: jax.Array) -> jax.Array:
-    """``x [n, h, w, c]`` → ``y [n, *out, c]``."""
+    """Maximum over each window: ``x [n, h, w, c]`` → ``y [n, *out, c]``."""
+    chex.assert_shape(x, g.x)
     return _max_pool.bind(x, geometry=g)
 
 
@@ -39,7 +41,7 @@ def _plain_place(g: PoolGeometry, x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def _taps(g: PoolGeometry, x: jax.Array, outside: float) -> list[jax.Array]:
-    """For each pixel of the window, row by row, the image of the values that all windows have there."""
+    """Values at each pixel of the window, row by row, for all windows: ``[n, *out, c]`` each."""
     x = lax.pad(x, np.asarray(outside, x.dtype), ((0, 0, 0), *((lo, hi, 0) for lo, hi in g.pads), (0, 0, 0)))
     x = lax.optimization_barrier(x) if any(map(any, g.pads)) else x
     places = [(u, v) for u in range(g.window[0]) for v in range(g.window[1])]
@@ -55,7 +57,7 @@ def _max_of_taps(g: PoolGeometry, x: jax.Array) -> jax.Array:
 
 
 def _place_of_max(g: PoolGeometry, x: jax.Array) -> jax.Array:
-    """Which pixel of its window is the maximum, counted row by row: ``[n, *out, c]`` of a byte each."""
+    """Index of the pixel that is the maximum of its window, counted row by row: uint8 ``[n, *out, c]``."""
     taps = _taps(g, x, -np.inf)
     best, place = taps[0], jnp.zeros(g.out, jnp.uint8)
     for i, tap in enumerate(taps[1:], start=1):
@@ -70,7 +72,7 @@ def _pick_by_place(g: PoolGeometry, x: jax.Array, dx: jax.Array) -> jax.Array:
 
 
 def _place_by_phases(g: PoolGeometry, x: jax.Array, dy: jax.Array) -> jax.Array:
-    """Per phase of pixels, the sum over the windows that reach it of dy where they chose it."""
+    """Sum of dy over the windows whose maximum a pixel is, phase by phase of the pixels."""
     down, right = phases(g)
     config = ((0, 0, 0), (down.before, down.after, 0), (right.before, right.after, 0), (0, 0, 0))
     place, dy = _place_of_max(g, x), lax.optimization_barrier(dy)
@@ -91,12 +93,12 @@ def _place_by_phases(g: PoolGeometry, x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def _is_small(g: PoolGeometry) -> bool:
-    # Each pixel of the window is an expression of its own, and its place a byte.
+    # Each pixel of the window is an expression of its own, and its index must fit into a byte.
     return math.prod(g.window) <= 64
 
 
 MAX_POOL = (dispatch.Row(_is_small, _max_of_taps, "XLA's window loop is not vectorized over channels"),)
-PICK = (dispatch.Row(_is_small, _pick_by_place, "as place"),)
+PICK = (dispatch.Row(_is_small, _pick_by_place, "XLA visits windows one by one here, too"),)
 PLACE = (dispatch.Row(_is_small, _place_by_phases, "XLA's select-and-scatter visits windows one by one"),)
 
 _max_pool = dispatch.primitive("max_pool", lambda g: g.out, _plain_max_pool, MAX_POOL, fold, frozenset({0}))

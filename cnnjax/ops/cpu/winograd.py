@@ -20,33 +20,33 @@ Shape = tuple[int, ...]
 _BT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _AT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
-_CACHED = 4 << 20  # bytes of an activation whose tiles, four times as many, stay in the cache
-_LARGEST = 7 << 20  # bytes of one image, beyond which even its tiles do not
+_CACHED = 4 << 20  # bytes of an activation whose tiles, four times as many bytes, stay in the cache
+_LARGEST = 7 << 20  # bytes of one image beyond which not even its own tiles stay there
 
 
 def _sum(signs: np.ndarray, terms: Sequence[jax.Array]) -> jax.Array:
-    """Σ sign · term for signs of ±1 and 0."""
+    """Sum of sign · term, with signs of ±1 and 0."""
     total = add_up([x if sign > 0 else -x for sign, x in zip(signs, terms, strict=True) if sign])
     # Without the barrier XLA may compute the sum anew inside what comes next.
     return lax.optimization_barrier(total)
 
 
 def _transformed_kernel(kernel: jax.Array) -> jax.Array:
-    """``G g Gᵀ`` for every pair of channels, as one small product: ``[3, 3, i, o]`` → ``[16, i, o]``."""
+    """Kernel ``G g Gᵀ`` for every pair of channels, as one small product: ``[3, 3, i, o]`` → ``[16, i, o]``."""
     both = np.kron(_G, _G).astype(kernel.dtype)
     return jnp.matmul(both, kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
 
 
 def _padded(x: jax.Array, before: tuple[int, int], out: Sequence[int]) -> jax.Array:
-    """x with ``before`` zeros ahead and as many behind as 4×4 tiles of ``out`` pixels need."""
+    """Input x with ``before`` zeros ahead and as many behind as the 4×4 tiles for ``out`` pixels need."""
     ends = [2 * -(-n // 2) + 2 - lo - have for n, lo, have in zip(out, before, x.shape[1:3], strict=True)]
     return lax.optimization_barrier(pad(x, list(zip(before, ends, strict=True))))
 
 
 def _tiles(m: np.ndarray, x: jax.Array, out: Sequence[int], start: tuple[int, int] = (0, 0)) -> list[jax.Array]:
-    """``m · d · mᵀ`` of all tiles d of x as matrices ``[tiles, c]``, entry by entry.
+    """Entries of ``m · d · mᵀ`` for all tiles d of x, each entry a matrix ``[tiles, c]``.
 
-    Tiles begin two pixels apart, at ``start``, and serve ``out`` pixels.
+    Tiles begin two pixels apart, the first at ``start``; there are as many as ``out`` pixels need.
     """
     size, (top, left) = m.shape[1], start
     high, wide = (-(-n // 2) for n in out)
@@ -60,7 +60,7 @@ def _tiles(m: np.ndarray, x: jax.Array, out: Sequence[int], start: tuple[int, in
 
 
 def _filter(x: jax.Array, before: tuple[int, int], kernel: jax.Array, contract: int, out: Shape) -> jax.Array:
-    """The convolution of x with the transformed kernel, whose axis ``contract`` meets x's channels."""
+    """Convolution of x with a transformed kernel ``[16, i, o]``, whose axis ``contract + 1`` meets x's channels."""
     dims = (((2,), (contract + 1,)), ((0,), (0,)))
     tiles = _tiles(_BT, _padded(x, before, out[1:3]), out[1:3])
     # One product of stacks: 16 products of slices of the kernel would compile 16 copies of slices.
@@ -71,7 +71,7 @@ def _filter(x: jax.Array, before: tuple[int, int], kernel: jax.Array, contract: 
 
 
 def _together(g: Geometry) -> int:
-    """How many images to take at once so that their tiles stay in the cache, a divisor of the batch."""
+    """Number of images to take at once so that their tiles stay in the cache, a divisor of the batch size."""
     one = 4 * max(math.prod(g.x[1:]), math.prod(g.out[1:]))
     return max(n for n in range(1, g.x[0] + 1) if g.x[0] % n == 0 and (n == 1 or n * one <= _CACHED))
 
@@ -81,7 +81,7 @@ def _groups(x: jax.Array, size: int) -> jax.Array:
 
 
 def _map(form: Callable[[jax.Array], jax.Array], x: jax.Array, size: int) -> jax.Array:
-    """``form`` of ``size`` images at a time."""
+    """Result of ``form`` on ``size`` images at a time."""
     if size == x.shape[0]:
         return form(x)
     y = lax.map(form, _groups(x, size))
@@ -89,19 +89,19 @@ def _map(form: Callable[[jax.Array], jax.Array], x: jax.Array, size: int) -> jax
 
 
 def winograd_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """y from 16 products of matrices."""
+    """Convolution y from 16 products of matrices."""
     before, transformed = (g.pads[0][0], g.pads[1][0]), _transformed_kernel(kernel)
     return _map(lambda x: _filter(x, before, transformed, 0, g.out), x, _together(g))
 
 
 def winograd_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
-    """dx: the convolution of dy with the kernel turned round."""
+    """Gradient dx: the convolution of dy with the kernel rotated by 180°."""
     before, turned = (2 - g.pads[0][0], 2 - g.pads[1][0]), _transformed_kernel(lax.rev(kernel, (0, 1)))
     return _map(lambda dy: _filter(dy, before, turned, 1, g.x), dy, _together(g))
 
 
 def winograd_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
-    """dk: the transpose of ``winograd_conv`` in its kernel."""
+    """Gradient dk: the transpose of ``winograd_conv`` in its kernel."""
     before, size, dims = (g.pads[0][0], g.pads[1][0]), _together(g), (((0,), (0,)), ((), ()))
     ahead, pixels = (max(0, 2 - before[0]), max(0, 2 - before[1])), [*map(max, g.x[1:3], g.out[1:3])]
 
@@ -124,7 +124,7 @@ def winograd_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def suits(g: Geometry) -> bool:
-    """Whether the products saved outweigh the sums: 3×3, stride 1, deep enough, enough tiles, an image in the cache."""
+    """True where the saved products outweigh the added sums: 3×3, stride 1, deep, many tiles, an image in the cache."""
     is_3x3 = g.kernel[:2] == (3, 3) and g.strides == (1, 1) and g.groups == 1
     one_image = 4 * max(math.prod(g.x[1:]), math.prod(g.out[1:]))
     return is_3x3 and min(g.kernel[2:]) >= 64 and g.x[0] * g.out[1] * g.out[2] >= 400 and one_image <= _LARGEST

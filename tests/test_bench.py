@@ -11,7 +11,7 @@ import bench_nets
 import jax
 import pytest
 
-from cnnjax import models, plot
+from cnnjax import models
 from cnnjax.types import UserError
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "bench.py"
@@ -103,15 +103,3 @@ def test_a_worker_that_dies_is_one_error(monkeypatch, tmp_path):
     monkeypatch.setitem(bench.NETS, "broken", bench_nets.Net((28, 28, 1), 1))
     with pytest.raises(UserError, match=r"cnnjax on broken \(train\) ended with status 1: its message is above"):
         bench.main(bench.Config(nets=("broken",), peers=(), run_dir=tmp_path))
-
-
-def test_bars_stand_where_their_group_and_series_are():
-    figure = plot.bars({"a": {"x": 1.0, "y": 2.0}, "b": {"y": 3.0}}, "images/s")
-    (axis,) = figure.axes
-    x, y = axis.containers
-    assert [bar.get_height() for bar in x] == [1.0]
-    assert [bar.get_height() for bar in y] == [2.0, 3.0]
-    assert [round(bar.get_x() + bar.get_width() / 2) for bar in y] == [0, 1]
-    assert x[0].get_x() < y[0].get_x()
-    with pytest.raises(ValueError, match="at least one value"):
-        plot.bars({}, "images/s")

@@ -1,58 +1,67 @@
-"""Curves, bars, matrices and points."""
+"""Charts of numbers: curves, bars, matrices and points."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cnnjax.plot.figure import blank, legend, one_line, printable
 from cnnjax.types import Array
 
-_COLOURS = {"train": "tab:blue", "valid": "tab:orange", "test": "tab:green"}
+_MOST_MEMBERS = 10  # matplotlib's colors repeat after as many
+_SPLIT_COLORS = {"train": "tab:blue", "valid": "tab:orange", "test": "tab:green"}
 _MOST_CLASSES_WITH_COUNTS = 20  # beyond, the numbers of a confusion matrix would overlap
 
 
+class _Panel(NamedTuple):
+    """A title, and the curves below it: name → [(step, value), …] and name → color."""
+
+    title: str
+    curves: dict[str, list[tuple[float, float]]]
+    colors: Mapping[str, str]
+
+
 def curves(records: Iterable[Mapping[str, Any]], suptitle: str = "") -> Figure:
-    """Training curves, one panel per quantity, the splits together in it.
+    """Training curves: one panel per quantity with the splits in it, and one per split for a family of quantities.
+
+    A quantity with a slash is a member of a family, such as a class: ``"valid/iou/raccoon"`` and
+    ``"valid/iou/kangaroo"`` are two curves in the panel "iou, valid". It has room for the first 10 members, and its
+    title says how many there are if there are more.
 
     Args:
         records: rows as in ``metrics.jsonl``: ``"step"`` and keys ``"<split>/<quantity>"`` such as
-            ``"train/loss"`` and ``"valid/loss"``. A row need not have every key; others are left out.
-        suptitle: a line above all.
+            ``"train/loss"`` and ``"valid/loss"``. A row need not have every key; keys without a slash are left out.
+        suptitle: title of the figure.
 
     Raises:
         ValueError: no row holds such a key.
     """
-    series: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for row in records:
-        for key, value in row.items():
-            split, slash, quantity = key.partition("/")
-            if slash:
-                series.setdefault(quantity, {}).setdefault(split, []).append((row["step"], value))
-    if not series:
+    panels = _panels(records)
+    if not panels:
         raise ValueError("expected rows with keys such as 'train/loss', got none")
-    columns = min(3, len(series))
-    rows = ceil(len(series) / columns)
-    figure = Figure((4.2 * columns, 3 * rows + 0.3 * bool(suptitle)), layout="constrained")
-    figure.suptitle(suptitle, fontsize=11)
+    columns = min(3, len(panels))
+    rows = ceil(len(panels) / columns)
+    figure = blank(4.2 * columns, 3 * rows + 0.3 * bool(suptitle), suptitle)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(series) :]:
+    for axis in axes.flat[len(panels) :]:
         axis.remove()
-    for axis, (quantity, splits) in zip(axes.flat, series.items(), strict=False):
-        _curves_panel(axis, quantity, splits)
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        _draw_panel(axis, panel)
     return figure
 
 
 def confusion(matrix: Array, classes: Sequence[str], suptitle: str = "") -> Figure:
-    """A confusion matrix: rows are true classes, columns predictions; the colour is the share of the row.
+    """A confusion matrix: rows are true classes, columns predictions; the color is the share of the row.
 
     Args:
         matrix: counts [k, k]; written into the cells up to 20 classes.
         classes: k names.
-        suptitle: a line above all.
+        suptitle: title of the figure.
 
     Raises:
         ValueError: the matrix is not [k, k].
@@ -62,29 +71,29 @@ def confusion(matrix: Array, classes: Sequence[str], suptitle: str = "") -> Figu
         raise ValueError(f"expected a matrix [{k}, {k}] for {k} classes, got {list(counts.shape)}")
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(0.5 * k, 3.5), 10)
-    figure = Figure((side + 2, side + 1), layout="constrained")
-    figure.suptitle(suptitle, fontsize=11)
+    figure = blank(side + 2, side + 1, suptitle)
     axis = figure.subplots()
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, ax=axis, label="share of the true class", shrink=0.8)
     axis.set(xlabel="predicted", ylabel="true")
     if k <= _MOST_CLASSES_WITH_COUNTS:
-        axis.set_xticks(range(k), classes, rotation=45, ha="right", rotation_mode="anchor")
-        axis.set_yticks(range(k), classes)
+        names = [one_line(name) for name in classes]
+        axis.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+        axis.set_yticks(range(k), names, parse_math=False)
         for (i, j), count in np.ndenumerate(counts):
             if count:
-                colour = "white" if share[i, j] > 0.5 else "black"
-                axis.text(j, i, f"{count:g}", ha="center", va="center", color=colour, fontsize=8)
+                color = "white" if share[i, j] > 0.5 else "black"
+                axis.text(j, i, f"{count:g}", ha="center", va="center", color=color, fontsize=8)
     return figure
 
 
 def bars(values: Mapping[str, Mapping[str, float]], label: str, suptitle: str = "") -> Figure:
-    """Groups of bars side by side, one colour per series, the value above each bar.
+    """Groups of bars side by side, one color per series, the value above each bar.
 
     Args:
         values: group → series → value; a group need not have every series.
-        label: of the vertical axis, with its unit.
-        suptitle: a line above all.
+        label: label of the vertical axis, with its unit.
+        suptitle: title of the figure.
 
     Raises:
         ValueError: no value.
@@ -92,21 +101,21 @@ def bars(values: Mapping[str, Mapping[str, float]], label: str, suptitle: str = 
     series = list(dict.fromkeys(name for group in values.values() for name in group))
     if not series:
         raise ValueError("expected at least one value, got none")
-    figure = Figure((2.5 + len(values) * (0.3 + 0.33 * len(series)), 4), layout="constrained")
-    figure.suptitle(suptitle, fontsize=11)
+    figure = blank(2.5 + len(values) * (0.3 + 0.33 * len(series)), 4, suptitle)
     axis = figure.subplots()
     width = 0.85 / len(series)
+    handles = {}
     for i, name in enumerate(series):
         places = [place for place, group in enumerate(values.values()) if name in group]
         heights = [group[name] for group in values.values() if name in group]
         shift = (i - (len(series) - 1) / 2) * width
-        drawn = axis.bar([place + shift for place in places], heights, width, label=name)
-        axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1)
-    axis.set_xticks(range(len(values)), list(values))
-    axis.set_ylabel(label)
+        handles[name] = axis.bar([place + shift for place in places], heights, width)
+        axis.bar_label(handles[name], fmt="%.2f", fontsize=8, padding=1)
+    axis.set_xticks(range(len(values)), [printable(group) for group in values], parse_math=False)
+    axis.set_ylabel(printable(label), parse_math=False)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    figure.legend(loc="outside right upper", fontsize=8)  # inside it would hide a bar
+    legend(figure, handles, loc="outside right upper", fontsize=8)  # inside it would hide a bar
     return figure
 
 
@@ -115,9 +124,9 @@ def bubbles(points: Mapping[str, tuple[float, float, float]], x_label: str, y_la
 
     Args:
         points: name → (x > 0, y, area ≥ 0).
-        x_label: of the horizontal axis, with its unit.
-        y_label: of the vertical axis, with its unit.
-        suptitle: a line above all.
+        x_label: label of the horizontal axis, with its unit.
+        y_label: label of the vertical axis, with its unit.
+        suptitle: title of the figure.
 
     Raises:
         ValueError: no point.
@@ -125,20 +134,19 @@ def bubbles(points: Mapping[str, tuple[float, float, float]], x_label: str, y_la
     if not points:
         raise ValueError("expected at least one point, got none")
     x, y, area = np.array(list(points.values()), float).T
-    figure = Figure((8, 5.5), layout="constrained")
-    figure.suptitle(suptitle, fontsize=11)
+    figure = blank(8, 5.5, suptitle)
     axis = figure.subplots()
     axis.scatter(x, y, 1500 * area / max(area.max(), 1e-12), alpha=0.35, edgecolors="tab:blue")
-    axis.set(xscale="log", xlabel=x_label, ylabel=y_label)
+    axis.set_xscale("log")
+    _label(axis, x_label, y_label)
     axis.margins(0.12)
     low, high = axis.get_ylim()
     # Names stand in a column beside the axes, in the order of y: at the circles they would cover each other.
-    order = np.argsort(y, kind="stable")
+    names, order = list(points), np.argsort(y, kind="stable")
     line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "relpos": (0, 0.5)}
     for i, place in zip(order, _spread((y[order] - low) / (high - low)), strict=True):
-        axis.annotate(
-            list(points)[i], (x[i], y[i]), (1.03, place), "data", "axes fraction", line, va="center", fontsize=8
-        )
+        beside = axis.annotate(one_line(names[i]), (x[i], y[i]), (1.03, place), "data", "axes fraction", line)
+        beside.set(va="center", fontsize=8, parse_math=False)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
     return figure
@@ -151,35 +159,33 @@ def lines(
 
     Args:
         series: name → (x, y).
-        x_label: below.
-        y_label: beside.
-        log: whether y is logarithmic.
-        suptitle: a line above all.
+        x_label: label of the horizontal axis, with its unit.
+        y_label: label of the vertical axis, with its unit.
+        log: draw y on a logarithmic scale.
+        suptitle: title of the figure.
     """
-    figure = Figure((7, 4), layout="constrained")
-    figure.suptitle(suptitle, fontsize=11)
+    figure = blank(7, 4, suptitle)
     axis = figure.subplots()
-    for name, (x, y) in series.items():
-        axis.plot(x, y, label=name)
-    axis.set(xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
+    handles = {name: axis.plot(x, y, label=name)[0] for name, (x, y) in series.items()}
+    axis.set_yscale("log" if log else "linear")
+    _label(axis, x_label, y_label)
     axis.grid(alpha=0.3)
     if len(series) <= _MOST_CLASSES_WITH_COUNTS:
-        axis.legend(fontsize=7)
+        legend(axis, handles, fontsize=7)
     return figure
 
 
 def reliability(bins: Sequence[tuple[int, float, float]], suptitle: str = "") -> Figure:
-    """How often predictions of each confidence are right, and how many there are of each.
+    """Reliability diagram: accuracy of the predictions of each confidence, and the share of predictions that have it.
 
     Args:
         bins: (count, mean confidence, accuracy), as ``metrics.classification.calibration`` gives them.
-        suptitle: a line above all.
+        suptitle: title of the figure.
     """
     counts, confidence, accuracy = np.array(bins).T
-    figure = Figure((4.2, 4.2), layout="constrained")
-    figure.suptitle(suptitle, fontsize=11)
+    figure = blank(4.2, 4.2, suptitle)
     axis = figure.subplots()
-    axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
+    axis.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
     axis.plot(confidence, accuracy, marker="o")
     axis.bar(confidence, counts / counts.sum(), width=0.03, color="tab:orange", alpha=0.5, label="share of predictions")
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
@@ -187,22 +193,56 @@ def reliability(bins: Sequence[tuple[int, float, float]], suptitle: str = "") ->
     return figure
 
 
+def _label(axis: Axes, x_label: str, y_label: str) -> None:
+    axis.set_xlabel(printable(x_label), parse_math=False)
+    axis.set_ylabel(printable(y_label), parse_math=False)
+
+
 def _spread(places: np.ndarray, gap: float = 0.04) -> np.ndarray:
-    """Rising places in 0…1, moved as little as keeps neighbours ``gap`` apart, or less if they are too many."""
+    """Rising places in 0 … 1, moved as little as puts neighbors ``gap`` apart, or closer where they are too many."""
     gap = min(gap, 1 / len(places))
     steps = gap * np.arange(len(places))
-    lowest = places - steps  # of the first, for the sake of each
+    lowest = places - steps  # where the first would be if only this one stayed where it is
     middle = (np.maximum.accumulate(lowest) + np.minimum.accumulate(lowest[::-1])[::-1]) / 2
     return np.clip(middle, 0, 1 - steps[-1]) + steps
 
 
-def _curves_panel(axis: Axes, quantity: str, splits: Mapping[str, list[tuple[float, float]]]) -> None:
-    for split, points in splits.items():
+def _panels(records: Iterable[Mapping[str, Any]]) -> list[_Panel]:
+    """The panels of `curves`: one per plain quantity, then one per family and split."""
+    plain: dict[str, _Panel] = {}
+    families: dict[str, _Panel] = {}
+    for row in records:
+        for key, value in row.items():
+            split, slash, quantity = key.partition("/")
+            family, is_member, member = quantity.partition("/")
+            if is_member:
+                title, name = f"{family}, {split}", member
+                panel = families.setdefault(title, _Panel(title, {}, {}))
+            elif slash:
+                name, panel = split, plain.setdefault(quantity, _Panel(quantity, {}, _SPLIT_COLORS))
+            else:
+                continue
+            panel.curves.setdefault(name, []).append((row["step"], value))
+    return [*plain.values(), *map(_shortened, families.values())]
+
+
+def _shortened(panel: _Panel) -> _Panel:
+    """The panel with its first curves only, which the title says, if all would be too many."""
+    count = len(panel.curves)
+    if count <= _MOST_MEMBERS:
+        return panel
+    first = dict(islice(panel.curves.items(), _MOST_MEMBERS))
+    return panel._replace(title=f"{panel.title}: first {_MOST_MEMBERS} of {count}", curves=first)
+
+
+def _draw_panel(axis: Axes, panel: _Panel) -> None:
+    handles = {}
+    for name, points in panel.curves.items():
         steps, values = zip(*sorted(points), strict=True)
-        marker = "o" if len(points) < 30 else None
-        axis.plot(steps, values, label=split, color=_COLOURS.get(split), marker=marker, markersize=3)
-    axis.set_title(quantity, fontsize=10)
+        marker, color = "o" if len(points) < 30 else None, panel.colors.get(name)
+        (handles[name],) = axis.plot(steps, values, label=name, color=color, marker=marker, markersize=3)
+    axis.set_title(one_line(panel.title), fontsize=10, parse_math=False)
     axis.set_xlabel("step")
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    legend(axis, handles, fontsize=8)

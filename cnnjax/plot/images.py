@@ -1,4 +1,4 @@
-"""Pictures of images, kernels, maps and boxes."""
+"""Figures of images, boxes, kernels and feature maps."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -9,9 +9,43 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from cnnjax.types import Array
+from cnnjax.plot.figure import blank, one_line, printable
+from cnnjax.types import Array, Picture
 
 _MOST_BOXES_WITH_NAMES = 20  # beyond, names hide the objects
+
+
+def pictures(pictures: Sequence[Picture], columns: int = 4, cell: float | None = None, suptitle: str = "") -> Figure:
+    """Images in rows of ``columns``, each under its title, with named and colored boxes on it.
+
+    Args:
+        pictures: sizes of images may differ. ``names`` and ``colors`` may be empty: boxes without names, all of one
+            color. More than 20 boxes in a picture are drawn without their names.
+        columns: images per row, at most.
+        cell: width of one image in inches; None fits ``columns`` of them into 12 inches.
+        suptitle: title of the figure.
+
+    Raises:
+        ValueError: no picture, or another number of names or colors than of boxes.
+    """
+    if not pictures:
+        raise ValueError("expected at least one picture, got none")
+    width = cell or 12 / columns
+    columns = min(columns, len(pictures))
+    rows = ceil(len(pictures) / columns)
+    tallest = max(np.shape(picture.image)[0] / np.shape(picture.image)[1] for picture in pictures)
+    lines = max(len(picture.title.splitlines()) for picture in pictures)
+    height = width * tallest + 0.19 * lines + 0.04
+    tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure = blank(columns * width, rows * height + 0.4 * bool(suptitle), suptitle, tight)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[len(pictures) :]:
+        axis.remove()
+    for axis, picture in zip(axes.flat, pictures, strict=False):
+        _show(axis, picture.image)
+        axis.set_title(printable(picture.title), fontsize=9, pad=3, parse_math=False)
+        _draw_boxes(axis, picture)
+    return figure
 
 
 def image_grid(
@@ -24,11 +58,11 @@ def image_grid(
     """Images in rows of ``columns``, each under its title.
 
     Args:
-        images: n images [h, w, 1 | 3] or [h, w], uint8 or float in 0…1; sizes may differ.
+        images: n images [h, w, 1 | 3] or [h, w], uint8 or float in 0 … 1; sizes may differ.
         titles: n short strings, or None.
         columns: images per row, at most.
-        cell: width of one image in inches; None fits ``columns`` of them into 10 inches.
-        suptitle: a line above all.
+        cell: width of one image in inches; None fits ``columns`` of them into 10 inches, none wider than 2.
+        suptitle: title of the figure.
 
     Raises:
         ValueError: no image, or the number of titles differs from that of images.
@@ -36,60 +70,44 @@ def image_grid(
     if len(images) == 0 or (titles is not None and len(titles) != len(images)):
         raise ValueError(f"expected images and a title for each, got {len(images)} and {len(titles or ())}")
     columns = min(columns, len(images))
-    rows = ceil(len(images) / columns)
-    width = cell or min(10 / columns, 2.0)
-    tallest = max(np.shape(image)[0] / np.shape(image)[1] for image in images)
-    lines = max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
-    height = width * tallest + 0.19 * lines + 0.04
-    tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    figure = Figure((columns * width, rows * height + 0.4 * bool(suptitle)), layout=tight)
-    figure.suptitle(suptitle, fontsize=11)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(images) :]:
-        axis.remove()
-    for i, image in enumerate(images):
-        _show(axes.flat[i], image)
-        if titles is not None:
-            axes.flat[i].set_title(titles[i], fontsize=9, pad=3)
-    return figure
+    named = zip(images, titles or [""] * len(images), strict=True)
+    return pictures(
+        [Picture(np.asarray(image), title) for image, title in named], columns, cell or min(10 / columns, 2.0), suptitle
+    )
 
 
 def mistakes(
-    images: Array,
+    images: Sequence[Array] | Array,
     true: Array,
     predicted: Array,
-    probabilities: Array,
+    confidence: Array,
     classes: Sequence[str],
     most: int = 25,
 ) -> Figure:
     """The worst mistakes: highest confidence in the wrong class first.
 
     Args:
-        images: [n, h, w, 1 | 3].
+        images: n images [h, w, 1 | 3], as for `image_grid`.
         true: labels [n], int.
         predicted: labels [n], int.
-        probabilities: [n, k]; that of the predicted class is the confidence.
+        confidence: [n], probability of the predicted class.
         classes: k names.
         most: how many to show.
     """
-    true, predicted = np.asarray(true), np.asarray(predicted)
+    true, predicted, confidence = np.asarray(true), np.asarray(predicted), np.asarray(confidence)
     wrong = np.flatnonzero(true != predicted)
-    confidence = np.asarray(probabilities)[wrong, predicted[wrong]]
-    order = np.argsort(-confidence, kind="stable")[:most]
-    if not order.size:
-        figure = Figure((4, 1))
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    if not worst.size:
+        figure = blank(4, 1, layout=None)
         figure.text(0.5, 0.5, "no mistakes", ha="center", va="center")
         return figure
-    titles = [
-        f"{classes[predicted[i]]} {p:.0%}\nis {classes[true[i]]}"
-        for i, p in zip(wrong[order], confidence[order], strict=True)
-    ]
-    shown = [np.asarray(images[i]) for i in wrong[order]]
-    return image_grid(shown, titles, 5, suptitle="worst mistakes: what the model said, and what it is")
+    titles = [f"{one_line(classes[predicted[i]])} {confidence[i]:.0%}\nis {one_line(classes[true[i]])}" for i in worst]
+    suptitle = "worst mistakes: what the model said, and what it is"
+    return image_grid([np.asarray(images[i]) for i in worst], titles, 5, suptitle=suptitle)
 
 
 def filters(kernel: Array, columns: int = 12) -> Figure:
-    """The filters of a first layer, HWIO ``[h, w, 1 | 3, n]``, as n images on one scale; grey is zero.
+    """The filters of a first layer, HWIO ``[h, w, 1 | 3, n]``, as n images on one scale; gray is zero.
 
     Raises:
         ValueError: the kernel does not see 1 or 3 channels.
@@ -101,48 +119,14 @@ def filters(kernel: Array, columns: int = 12) -> Figure:
     return image_grid(np.moveaxis(scaled, -1, 0), columns=columns)
 
 
-def feature_maps(maps: Array, titles: Sequence[str] | None = None, columns: int = 8, suptitle: str = "") -> Figure:
-    """The c maps of ``[h, w, c]`` as grey images, each scaled to its own range."""
-    maps = np.asarray(maps, np.float32)
-    low, high = maps.min(axis=(0, 1)), maps.max(axis=(0, 1))
-    scaled = (maps - low) / np.maximum(high - low, 1e-12)
-    return image_grid(np.moveaxis(scaled, -1, 0), titles, columns, suptitle=suptitle)
-
-
-def boxed(
-    images: Sequence[Array],
-    boxes: Sequence[Array],
-    labels: Sequence[Array],
-    classes: Sequence[str],
-    titles: Sequence[str] | None = None,
-    columns: int = 4,
-    suptitle: str = "",
+def feature_maps(
+    feature_maps: Array, titles: Sequence[str] | None = None, columns: int = 8, suptitle: str = ""
 ) -> Figure:
-    """Images in rows of ``columns`` with their boxes, a colour and the name for each class.
-
-    Args:
-        images: as for `image_grid`.
-        boxes: of each image [k, 4], xyxy in pixels.
-        labels: of each image [k], places in ``classes``.
-        classes: names.
-        titles: as for `image_grid`.
-        columns: images per row, at most.
-        suptitle: a line above all.
-
-    Raises:
-        ValueError: no image, or another number of boxes, labels or titles than of images.
-    """
-    figure = image_grid(images, titles, columns, 12 / columns, suptitle)
-    for axis, corners, places in zip(figure.axes, boxes, labels, strict=True):
-        for (left, top, right, bottom), place in zip(np.asarray(corners), np.asarray(places), strict=True):
-            colour = f"C{place % 10}"
-            # The centre of pixel 0 is at 0 in the axes and at 0.5 in boxes.
-            corner, width, height = (left - 0.5, top - 0.5), right - left, bottom - top
-            axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.5))
-            if len(corners) <= _MOST_BOXES_WITH_NAMES:
-                behind = {"facecolor": colour, "alpha": 0.7, "pad": 0.5, "edgecolor": "none"}
-                axis.text(*corner, classes[place], fontsize=7, color="white", bbox=behind, clip_on=True)
-    return figure
+    """The c feature maps of ``[h, w, c]`` as gray images, each scaled to its own range; the rest as `image_grid`."""
+    values = np.asarray(feature_maps, np.float32)
+    low, high = values.min(axis=(0, 1)), values.max(axis=(0, 1))
+    scaled = (values - low) / np.maximum(high - low, 1e-12)
+    return image_grid(np.moveaxis(scaled, -1, 0), titles, columns, suptitle=suptitle)
 
 
 def _show(axis: Axes, image: Array) -> None:
@@ -153,3 +137,17 @@ def _show(axis: Axes, image: Array) -> None:
     axis.imshow(np.clip(pixels, 0, top), cmap="gray", vmin=0, vmax=top)
     axis.set(xticks=[], yticks=[], anchor="N")  # in the middle of its cell it would move a long title out of the figure
     axis.spines[:].set(color="0.7", linewidth=0.5)  # a frame, or a white image would have no edge
+
+
+def _draw_boxes(axis: Axes, picture: Picture) -> None:
+    count, names, colors = len(picture.boxes), picture.names, picture.colors
+    if len(names) not in (0, count) or len(colors) not in (0, count):
+        raise ValueError(f"expected {count} names and colors for {count} boxes, got {len(names)} and {len(colors)}")
+    for i, (left, top, right, bottom) in enumerate(np.asarray(picture.boxes)):
+        color = f"C{colors[i] % 10 if colors else 0}"
+        # The center of pixel 0 is at 0 in the axes and at 0.5 in boxes.
+        corner, width, height = (left - 0.5, top - 0.5), right - left, bottom - top
+        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=1.5))
+        if names and count <= _MOST_BOXES_WITH_NAMES:
+            name = axis.text(*corner, one_line(names[i]), fontsize=7, color="white", clip_on=True, parse_math=False)
+            name.set_bbox({"facecolor": color, "alpha": 0.7, "pad": 0.5, "edgecolor": "none"})

@@ -1,33 +1,34 @@
-"""What a network costs: parameters, multiply-adds and memory, in all and layer by layer.
+"""Cost of a network: parameters, multiply-adds and memory, in all and layer by layer.
 
 Nothing is computed: the model is traced with shapes only, and every number follows from the operations of the trace.
 
-**Multiply-adds** (MACs) are those of convolutions and matrix products, one for each output and each tap of the window,
-taps over padding included, as papers and torchvision count; biases, normalization and pooling are left out.
+**Multiply-adds** (MACs) are those of convolutions and matrix products: one for each output and each tap of the window,
+taps over padding included, as papers and torchvision count. Biases, normalization and pooling are left out.
 
-**Memory** is a model of what a compiler must keep, in bytes. An activation has a buffer of its own if it is
+**Memory** follows a simple model of what a compiler must store. A *heavy* operation (convolution, matrix product,
+pooling, reduction, movement of data) writes its output to a buffer. Other operations (normalization, activation, sum,
+concatenation, padding) form *chains*; only the end of a chain has a buffer, and it is the end if a heavy operation
+reads it, or if more than one heavy operation or chain does. Within a chain nothing is stored.
 
-- the output of a convolution, a product, a pooling, a reduction or of movement of data, or
-- the end of a chain of other operations (normalization, activation, sum, concatenation, padding) that one of those
-  consumes, or that more than one of them or of other chains reads. Within a chain nothing is stored.
+A buffer that only one chain reads is free afterwards, and the chain's result overwrites it if the sizes agree: a
+convolution, its bias and its ReLU share one buffer, and branches share the buffer of their concatenation. BatchNorm in
+training reads its input twice, for the statistics and to normalize it, so that its output has a second buffer.
 
-What one chain alone reads is gone afterwards, overwritten if the sizes agree: convolution, bias and ReLU share a
-buffer, branches end in their concatenation. BatchNorm in training reads its input twice: then they are two.
+``infer_bytes`` is the size of the variables and of the buffers at the moment when those in use are largest together;
+the input's is in use until it is read last. ``train_bytes`` is the size of the input, the variables and every buffer
+of a forward pass with ``train=True``, since the backward pass reads them; of the blocks that ``remat`` recomputes only
+the largest counts. Gradients, the optimizer's state, a library's work space and dropout's masks come on top.
 
-``infer_bytes`` is the variables and the largest sum of buffers alive at one time, the input's among them until its last
-use. ``train_bytes`` is the input, the variables, and every buffer of a forward pass with ``train=True``, since the
-backward pass reads them; of what ``remat`` computes anew only the largest block counts. Gradients, the optimizer's
-state, a library's work space and dropout's masks come on top.
-
-``train_bytes`` is within 1 % of what JAX's own derivative holds on to for networks of convolutions, BatchNorm and ReLU
-(3 % above for Xception; ReLU's masks, a byte each, left out), and a third below where layers take many elementwise
-steps (local response normalization, tanh), each of which JAX keeps and XLA may do again. On CPUs XLA's program of the
-gradient takes 2 to 4 times as much: gradients of activations, and copies padded or transposed, come on top.
+``train_bytes`` is within 1 % of the memory that JAX's derivative keeps for networks of convolutions, BatchNorm and
+ReLU (3 % above it for Xception; ReLU's masks, a byte per value, not counted). It is a third too low where layers take
+many elementwise steps (local response normalization, tanh): JAX keeps each of them, XLA may recompute them. On CPUs
+XLA's program of the gradient takes 2 to 4 times as much, for gradients of activations and padded or transposed copies.
 """
 
 import collections
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,16 +39,21 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from cnnjax import atomic
 from cnnjax.summary.memory import Buffer, kept, nbytes, peak
 from cnnjax.summary.trace import Shape, Trace, of_model
 
 
 class LayerCost(NamedTuple):
-    """One line of the table: a layer with its own operations, or an operation between layers.
+    """One row of the table: a layer, or an operation between layers. A layer that is called twice is one row.
 
-    ``name`` is the module's path as in the parameters ("" is the model itself), ``kind`` its class, or the operation's
-    name where a module that holds others computes something itself. ``macs`` are those of inference (none for what only
-    training runs), ``bytes`` what training keeps. A layer called twice is one line, with the shape of its last output.
+    Attributes:
+        name: path of the module as in the parameters; "" is the model itself.
+        kind: class of the module, or name of the operation where a module that holds others computes something itself.
+        shape: of the output; of the last one if the layer is called more than once.
+        params: number of trainable values.
+        macs: multiply-adds of inference; 0 for a layer that only training runs.
+        bytes: size of the activations that training keeps.
     """
 
     name: str
@@ -60,7 +66,16 @@ class LayerCost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one model for one batch: trainable numbers, multiply-adds of inference, bytes (see the module)."""
+    """Cost of one model for one batch.
+
+    Attributes:
+        shape: of the batch, ``(n, h, w, c)``.
+        params: number of trainable values.
+        macs: multiply-adds of inference.
+        infer_bytes: memory of inference, see the module's docstring.
+        train_bytes: memory of training, see the module's docstring.
+        layers: rows of the table.
+    """
 
     shape: Shape
     params: int
@@ -71,15 +86,15 @@ class Cost:
 
 
 def cost(model: linen.Module, shape: Shape) -> Cost:
-    """What ``model`` costs for images of ``shape``, all ``n`` of them together, in the model's ``dtype``.
+    """Cost of ``model`` for a batch of images in the model's ``dtype``.
 
     Args:
-        model: ``apply(variables, images, train=...)`` gives ``(logits, endpoints)``. Logits None: the last endpoint
-            is the output. Training also has the outputs named in ``model.aux_weights``.
-        shape: ``(n, h, w, c)``.
+        model: ``apply(variables, images, train=...)`` gives ``(logits, endpoints)``. Where logits are None, the last
+            endpoint is the output. In training the endpoints that ``model.aux_weights`` names are outputs too.
+        shape: of the batch, ``(n, h, w, c)``.
 
     Raises:
-        ValueError: the model runs a loop or a branch whose passes the trace does not tell.
+        ValueError: the model contains a loop or a branch, and the trace does not tell how often it runs.
     """
     images = jax.ShapeDtypeStruct(shape, getattr(model, "dtype", None) or jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
@@ -98,13 +113,21 @@ def cost(model: linen.Module, shape: Shape) -> Cost:
 
 
 def macs(f: Callable[..., Any], *args: Any) -> int:
-    """Multiply-adds of ``f(*args)``, trees of arrays or of ``jax.ShapeDtypeStruct``; ValueError as ``cost``."""
+    """Multiply-adds of ``f(*args)``.
+
+    Args:
+        f: a function that JAX can trace.
+        args: trees of arrays or of ``jax.ShapeDtypeStruct``.
+
+    Raises:
+        ValueError: as in ``cost``.
+    """
     trace = Trace(jax.make_jaxpr(f)(*args), len(jax.tree.leaves(args)), {}, False)
     return sum(node.macs for node in trace.nodes)
 
 
 def rows(result: Cost) -> list[dict[str, Any]]:
-    """One row per layer, the sums last, for ``report.table`` and ``write_csv``."""
+    """One row per layer and a last one with the totals, for ``report.table`` and ``write_csv``."""
     layers = [layer._asdict() for layer in result.layers]
     total = {"name": "total", "kind": "", "shape": result.shape}
     total |= {column: sum(row[column] for row in layers) for column in ("params", "macs", "bytes")}
@@ -112,22 +135,21 @@ def rows(result: Cost) -> list[dict[str, Any]]:
 
 
 def to_csv(result: Cost, path: Path) -> None:
-    """Writes the table of layers."""
+    """Writes the rows of a cost as CSV, all or nothing."""
     write_csv(rows(result), path)
 
 
 def write_csv(table: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes rows (all with the keys of the first) to a temporary name, then renames."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    temporary.replace(path)
+    """Writes rows, all with the keys of the first, as CSV, all or nothing."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    atomic.write_text(path, text.getvalue())
 
 
 def _layers(test: Trace, train: Trace, activations: Sequence[Buffer], params: Any) -> tuple[LayerCost, ...]:
-    """The table: what owns parameters or is a module without modules, and the operations that others do themselves."""
+    """The rows of the table: modules with parameters of their own or without submodules, and operations of others."""
     counts: dict[str, int] = collections.Counter()
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         counts[path.rpartition("/")[0]] += math.prod(leaf.shape)
@@ -147,7 +169,11 @@ def _layers(test: Trace, train: Trace, activations: Sequence[Buffer], params: An
 
 
 def _places(trace: Trace, owners: Mapping[str, int]) -> Iterator[tuple[Any, int]]:
-    """Each node with its line of the table: its module's path or, in modules of modules, its number among its kind."""
+    """(row, number of the node) of each node.
+
+    The row is the path of the node's module; in a module that holds others it is the operation and its number among the
+    operations of its name.
+    """
     inner = {path.rpartition("/")[0] for path in trace.modules if path} - owners.keys()
     seen: dict[Any, int] = collections.Counter()
     for i, node in enumerate(trace.nodes):

@@ -1,4 +1,4 @@
-"""Which activations of a program are stored, from when to when; the model is described in ``summary``."""
+"""The activations that a program stores, and for how long; the docstring of ``summary`` describes the model."""
 
 import collections
 import dataclasses
@@ -9,11 +9,11 @@ from typing import Any
 
 from cnnjax.summary.trace import Trace
 
-# So cheap that each reader does them again.
+# So cheap that each reader recomputes them.
 _CHEAP = {"broadcast_in_dim", "slice", "split"}
-# Compute from a chain, but store their result.
+# They may end a chain, whose values are then not stored, but their result is.
 _REDUCE = re.compile("reduce_(?!window|precision).*|arg(max|min)|channel_sum")
-# Neither they nor what they read is part of a chain.
+# Their result is stored, and so is what they read.
 _HEAVY = re.compile(
     "conv.*(?<!element_type)|dot_general|max_pool.*|reduce_window.*|select_and_.*|cum.*|gather|scatter.*"
     "|dynamic_.*|sort|top_k|rev|fft|scan"
@@ -22,27 +22,35 @@ _HEAVY = re.compile(
 
 @dataclasses.dataclass
 class Buffer:
-    """Memory that a value lives in, or several one after the other, from node ``born`` (−1: before all) to ``last``."""
+    """Memory of a value, or of several one after the other.
+
+    Attributes:
+        bytes: its size.
+        born: number of the node that writes it first; −1 for the input.
+        last: number of the node that reads it last.
+        temporary: only one chain reads it, and it is free afterwards.
+        remat: number of the recomputed block that writes it, if only that block reads it.
+    """
 
     bytes: int
     born: int
     last: int
-    temporary: bool  # one chain alone reads it, then it is free
-    remat: int | None  # the block that made it, if nothing outside reads it
+    temporary: bool
+    remat: int | None
 
 
 def nbytes(aval: Any) -> int:
-    """Of an array, or of what has its shape and type."""
+    """Size of an array, or of anything with a shape and a dtype, in bytes."""
     return math.prod(aval.shape) * aval.dtype.itemsize
 
 
 def _stores(op: str) -> bool:
-    """Whether the operation reads and writes memory of its own."""
+    """True if the operation's result has a buffer whoever reads it."""
     return bool(_HEAVY.fullmatch(op) or _REDUCE.fullmatch(op))
 
 
 def _readers(trace: Trace) -> dict[int, set[int]]:
-    """The values that are stored, with the nodes that read each, directly or by a chain that ends in them."""
+    """Stored values, in order, with the nodes that read each, directly or through a chain."""
     readers: dict[int, set[int]] = collections.defaultdict(set)
     read_by_heavy: set[int] = set()
     stored = set(trace.images)
@@ -65,10 +73,10 @@ def _readers(trace: Trace) -> dict[int, set[int]]:
 
 
 def _buffers(trace: Trace) -> list[Buffer]:
-    """Where the stored values live, in the order in which they are born."""
+    """The buffers of the stored values, in the order in which they are first written."""
     readers, nodes = _readers(trace), trace.nodes
     born = {value: i for i, node in enumerate(nodes) for value in node.outputs}
-    free: dict[int, list[Buffer]] = collections.defaultdict(list)  # by the chain that alone reads them
+    free: dict[int, list[Buffer]] = collections.defaultdict(list)  # node after which they are free → buffers
     buffers = []
     for value, by in readers.items():
         i, aval, is_output = born.get(value, -1), trace.avals[value], value in trace.outputs
@@ -89,7 +97,7 @@ def _buffers(trace: Trace) -> list[Buffer]:
 
 
 def peak(trace: Trace) -> int:
-    """The largest sum of buffers that are alive at one time."""
+    """The largest sum of the sizes of buffers that are in use at one time, in bytes."""
     change = [0] * (len(trace.nodes) + 2)
     for buffer in _buffers(trace):
         change[buffer.born + 1] += buffer.bytes
@@ -99,7 +107,7 @@ def peak(trace: Trace) -> int:
 
 
 def kept(trace: Trace) -> tuple[list[Buffer], int]:
-    """The activations kept for the backward pass, and the bytes of the largest block that is computed anew."""
+    """Buffers that are kept for the backward pass, and the bytes of the largest recomputed block."""
     activations = [buffer for buffer in _buffers(trace) if buffer.born >= 0 and not buffer.temporary]
     blocks: dict[int, int] = collections.Counter()
     for buffer in activations:

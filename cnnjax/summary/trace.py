@@ -11,7 +11,7 @@ from jax.extend import core
 
 Shape = tuple[int, ...]
 
-# Calls, by what holds the program called: they are looked into. ``while`` and ``cond`` hide how often they run.
+# Operations that call a program → the parameter that holds it.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -23,41 +23,72 @@ _CALLS = {
     "remat2": "jaxpr",
 }
 _REMAT = {"checkpoint", "remat2"}
+# The program does not tell how often these run.
 _UNKNOWN = {"while", "cond"}
-# The same bytes under another shape or name.
+# Their output is their input under another shape or name, and takes no memory.
 _VIEWS = {"reshape", "squeeze", "expand_dims", "copy", "optimization_barrier", "sharding_constraint"}
-# lax' names of what has a plainer one.
+# Plainer names than those of lax.
 _PLAIN = {"reduce_window_max": "max_pool", "reduce_window_sum": "avg_pool", "convert_element_type": "cast"}
 
 
 class Node(NamedTuple):
-    """One operation on values (numbers of them), computed from images."""
+    """One operation on values that depend on the images.
+
+    Attributes:
+        op: name of the primitive.
+        call: name of the function that it is part of, such as "relu", else of the operation.
+        path: path of the module.
+        inputs: numbers of the values that it reads.
+        outputs: numbers of the values that it writes.
+        macs: multiply-adds, of all passes together.
+        times: passes, more than 1 within a scan.
+        remat: number of the recomputed block that it is in.
+    """
 
     op: str
-    call: str  # the named function that it is part of, else the operation
+    call: str
     path: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     macs: int
     times: int
-    remat: int | None  # which block that is computed anew
+    remat: int | None
+
+
+class _Place(NamedTuple):
+    """Where an operation is; the attributes are those of ``Node``, ``call`` is "" outside named functions."""
+
+    path: str = ""
+    call: str = ""
+    times: int = 1
+    remat: int | None = None
 
 
 class Trace:
-    """A program without its calls: the operations that depend on its last ``inputs`` arguments."""
+    """The operations of a program that depend on its last ``inputs`` arguments, those of called programs in place.
+
+    Args:
+        program: a traced function.
+        inputs: number of arguments, the last ones.
+        modules: path of a module → (its class, the shape of its output).
+        train: the program is one of training.
+
+    Raises:
+        ValueError: a loop or a branch depends on these arguments, and the program does not tell how often it runs.
+    """
 
     def __init__(
         self, program: core.ClosedJaxpr, inputs: int, modules: Mapping[str, tuple[str, Shape]], train: bool
     ) -> None:
         self.modules, self.train = modules, train
         self.nodes: list[Node] = []
-        self.avals: list[Any] = []  # of the values that depend on the inputs
-        self.joints: set[int] = set()  # the outputs of blocks that are computed anew
+        self.avals: list[Any] = []  # shape and dtype of each value that depends on the inputs
+        self.joints: set[int] = set()  # values that recomputed blocks put out
         self._blocks = 0
         invars = program.jaxpr.invars
         self.images = [self._value(var.aval) for var in invars[len(invars) - inputs :]]
         known = [None] * (len(invars) - inputs) + self.images
-        outputs = self._run(program.jaxpr, known, "", "", 1, None)
+        outputs = self._run(program.jaxpr, known, _Place())
         self.outputs = {value for value in outputs if value is not None}
         self.nodes = _live(self.nodes, self.outputs)
 
@@ -65,50 +96,67 @@ class Trace:
         self.avals.append(aval)
         return len(self.avals) - 1
 
-    def _run(
-        self, jaxpr: Any, known: Sequence[int | None], path: str, call: str, times: int, remat: int | None
-    ) -> list[int | None]:
-        """Adds the operations of ``jaxpr``: ``known``, the values of its arguments → the values of its outputs."""
+    def _run(self, jaxpr: Any, known: Sequence[int | None], place: _Place) -> list[int | None]:
+        """Adds the operations of ``jaxpr``, called at ``place``, to the nodes.
+
+        Args:
+            jaxpr: a program.
+            known: the value of each argument; None where it does not depend on the inputs.
+            place: where it is called.
+
+        Returns:
+            The value of each output, or None.
+        """
         values: dict[Any, int | None] = dict(zip(jaxpr.invars, known, strict=True))
         for eqn in jaxpr.eqns:
             inputs = [None if isinstance(v, core.Literal) else values.get(v) for v in eqn.invars]
-            op, params = eqn.primitive.name, eqn.params
-            scopes = re.findall("<([^>]*)>", str(eqn.source_info.name_stack))
-            where, inside = (scopes[-1], "") if scopes else (path, call)
-            if op in _UNKNOWN and any(value is not None for value in inputs):
-                raise ValueError(
-                    f"expected operations whose number of passes is known, got {op} in {where or 'the model'}"
-                )
-            if op in _CALLS:
-                block = remat
-                if op in _REMAT and remat is None:
-                    block = self._blocks = self._blocks + 1
-                body = getattr(params[_CALLS[op]], "jaxpr", params[_CALLS[op]])
-                outputs = self._run(body, inputs, where, inside or str(params.get("name", "")), times, block)
-                if block != remat and self.train:
-                    self.joints.update(value for value in outputs if value is not None)
-            elif all(value is None for value in inputs):
+            if all(value is None for value in inputs):
                 continue
+            op = eqn.primitive.name
+            scopes = re.findall("<([^>]*)>", str(eqn.source_info.name_stack))
+            here = place._replace(path=scopes[-1], call="") if scopes else place
+            if op in _UNKNOWN:
+                where = here.path or "the model"
+                raise ValueError(f"expected operations whose number of passes is known, got {op} in {where}")
+            if op in _CALLS:
+                outputs = self._call(eqn, inputs, here)
             elif op in _VIEWS or (op == "convert_element_type" and _widens(eqn)):
                 outputs = inputs[: len(eqn.outvars)]
             else:
-                if op == "scan":
-                    body = params["jaxpr"].jaxpr
-                    first = params["num_consts"]
-                    for i in range(first, first + params["num_carry"]):  # constant at most in the first pass
-                        inputs[i] = self._value(body.invars[i].aval) if inputs[i] is None else inputs[i]
-                    inputs = self._run(body, inputs, where, inside, times * params["length"], remat)
-                outputs = [self._value(var.aval) for var in eqn.outvars]
-                count = times * _macs_of(eqn)
-                ins = tuple(value for value in inputs if value is not None)
-                outs = tuple(value for value in outputs if value is not None)
-                self.nodes.append(Node(op, inside or _PLAIN.get(op, op), where, ins, outs, count, times, remat))
+                outputs = self._operation(eqn, inputs, here)
             values.update(zip(eqn.outvars, outputs, strict=True))
         return [None if isinstance(v, core.Literal) else values.get(v) for v in jaxpr.outvars]
 
+    def _call(self, eqn: Any, inputs: Sequence[int | None], place: _Place) -> list[int | None]:
+        """Adds the operations of the program that ``eqn`` calls, and returns its outputs."""
+        op, params = eqn.primitive.name, eqn.params
+        inside = place._replace(call=place.call or str(params.get("name", "")))
+        if op in _REMAT and place.remat is None:
+            self._blocks += 1
+            inside = inside._replace(remat=self._blocks)
+        body = getattr(params[_CALLS[op]], "jaxpr", params[_CALLS[op]])
+        outputs = self._run(body, inputs, inside)
+        if inside.remat != place.remat and self.train:
+            self.joints.update(value for value in outputs if value is not None)
+        return outputs
+
+    def _operation(self, eqn: Any, inputs: list[int | None], place: _Place) -> list[int | None]:
+        """Adds the node of ``eqn``, after those of its body if it is a scan, and returns its outputs."""
+        op, params = eqn.primitive.name, eqn.params
+        if op == "scan":
+            body, first = params["jaxpr"].jaxpr, params["num_consts"]
+            for i in range(first, first + params["num_carry"]):  # constant at most in the first pass
+                inputs[i] = self._value(body.invars[i].aval) if inputs[i] is None else inputs[i]
+            inputs = self._run(body, inputs, place._replace(times=place.times * params["length"]))
+        read = tuple(value for value in inputs if value is not None)
+        written = tuple(self._value(var.aval) for var in eqn.outvars)
+        call, macs = place.call or _PLAIN.get(op, op), place.times * _macs_of(eqn)
+        self.nodes.append(Node(op, call, place.path, read, written, macs, place.times, place.remat))
+        return list(written)
+
 
 def _widens(eqn: Any) -> bool:
-    """Whether a cast only adds digits: it is then done where the result is read, and never stored."""
+    """True if a cast only adds digits: it is then done where the result is read, and never stored."""
     return eqn.invars[0].aval.dtype.itemsize <= eqn.outvars[0].aval.dtype.itemsize
 
 
@@ -125,14 +173,14 @@ def _macs_of(eqn: Any) -> int:
         return out * math.prod(x[axis] for axis in contracted)
     if op == "conv_general_dilated":
         features, channels = (rest[0][axis] for axis in params["dimension_numbers"].rhs_spec[:2])
-        if max(params["lhs_dilation"]) > 1:  # transposed: each input meets the window once, zeros between do not count
+        if max(params["lhs_dilation"]) > 1:  # transposed: the zeros between the inputs do not count
             return math.prod(x) * math.prod(rest[0]) // channels // params["feature_group_count"]
         return out * math.prod(rest[0]) // features
     return 0
 
 
 def _live(nodes: Sequence[Node], outputs: set[int]) -> list[Node]:
-    """The nodes that the outputs depend on."""
+    """Nodes that the outputs depend on."""
     needed, live = set(outputs), []
     for node in reversed(nodes):
         if needed & set(node.outputs):
@@ -142,7 +190,7 @@ def _live(nodes: Sequence[Node], outputs: set[int]) -> list[Node]:
 
 
 def of_model(model: linen.Module, variables: Any, images: Any, key: Any, train: bool) -> Trace:
-    """The program that gives a model's logits, or its last endpoint, and in training auxiliary logits of images."""
+    """Trace of a model's program from images to logits (or the last endpoint) and, in training, auxiliary logits."""
     modules: dict[str, tuple[str, Shape]] = {}
 
     def scoped(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:

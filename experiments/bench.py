@@ -1,18 +1,20 @@
-"""Images per second that networks train and infer at on the CPU: cnnjax, plain lax, torch and Keras on JAX in turn.
+"""Speed of training and inference on the CPU, in images per second: cnnjax, plain lax, torch and Keras on JAX in turn.
 
     pip install -e '.[bench]'
     python experiments/bench.py                                         # about 25 min on 2 CPU cores, 12 GB
     python experiments/bench.py --nets fashion_cnn --modes train        # about 1 min
-    python experiments/bench.py --nets resnet152 --modes train --peers keras   # also who compiles faster, about 4 min
+    python experiments/bench.py --nets resnet152 --modes train --peers keras   # also the time to compile, about 4 min
     python experiments/bench.py --smoke                                 # seconds, needs nothing beyond cnnjax
 
 Each contender is a process of its own (``bench_worker.py``), started for each network and mode. In a round each runs
-``steps`` steps while the others wait, so that what else the machine does meets all alike. A step is one batch: forward
-pass in training mode, cross-entropy, backward pass, SGD with momentum; or logits in evaluation mode. All in float32.
+``steps`` steps while the others wait, so that other load on the machine slows all of them alike. A step is one batch:
+forward pass in training mode, cross-entropy, backward pass, SGD with momentum; or logits in evaluation mode. All in
+float32.
 
-``lax`` is our networks with every operation lax' own. torch is eager, channels last. Keras has variants of its own (see
-``parameters`` in summary.json). cnnjax folds BatchNorm into the convolutions for inference, the others do not.
-Compare memory by peak MiB: temp MiB leaves out what XLA's YNNPACK calls allocate, which is most of lax' inference.
+``lax`` runs our networks with the operations of ``jax.lax`` as they are. torch is eager, channels last. Keras has
+variants of its own (see ``parameters`` in summary.json). cnnjax folds BatchNorm into the convolutions for inference,
+the others do not. Compare memory by peak MiB: temp MiB leaves out what XLA's YNNPACK calls allocate, which is most of
+the memory of lax in inference.
 
 To expect on 2 cores with AVX-512: training takes cnnjax 1.0 to 1.3 times torch's time, lax 1.5 to 8 times.
 """
@@ -42,41 +44,41 @@ from cnnjax.types import UserError
 
 _TORCH = ("torch", "torchvision", "timm")
 NETS = {**bench_nets.NETS, **bench_nets.MORE}
-# Contender → the packages that it needs.
+# Contender beside cnnjax → the packages that it needs.
 PEERS: dict[str, tuple[str, ...]] = {"lax": (), "torch": _TORCH, "torch_compile": _TORCH, "keras": ("keras",)}
 MODES = ("train", "infer")
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to time."""
+    """Settings: what is timed."""
 
     nets: tuple[str, ...] = tuple(bench_nets.NETS)
     """Names of bench_nets.NETS and MORE, which also give their image and batch sizes."""
     modes: tuple[str, ...] = MODES
-    """train, infer."""
+    """Names of modes: train, infer."""
     peers: tuple[str, ...] = ("lax", "torch", "keras")
-    """Beside cnnjax: lax, torch, torch_compile, keras."""
+    """Names of contenders beside cnnjax: lax, torch, torch_compile, keras."""
     rounds: int = 7
     """Turns of each contender."""
     steps: int = 2
     """Steps, of one batch each, in a turn."""
     tune_malloc: bool = False
-    """Every contender's process keeps memory that it frees (cnnjax.compiler.tune_malloc, glibc only): faster steps, but
-    the process holds its peak."""
-    run_dir: Path = Path("runs/bench")
-    """Where figures and the picture go. Started again, everything is timed anew."""
+    """Every contender's process keeps memory that it frees (cnnjax.compiler.tune_malloc, glibc only): steps are faster,
+    but the process holds its peak."""
+    run_dir: Path | None = None
+    """Folder for figures and chart; None: a new one in runs/. Started again in it, everything is timed anew."""
     smoke: bool = False
     """Only fashion_cnn, only lax beside cnnjax, 2 rounds of 1 step."""
 
 
 class Timing(NamedTuple):
-    """What one contender did."""
+    """Measurements of one contender."""
 
     seconds: list[float]
-    """Of each step."""
+    """Time of each step."""
     about: dict[str, Any]
-    """Parameters, compile_seconds, temp_mib (None: not known), peak_mib."""
+    """parameters, compile_seconds, temp_mib (None: not known), peak_mib."""
 
     @property
     def median(self) -> float:
@@ -87,7 +89,7 @@ Timings = Mapping[str, Timing]  # by contender
 
 
 class Worker:
-    """A process that runs ``bench_worker.py``; ``about`` is what it said of itself once it was warm."""
+    """A process that runs ``bench_worker.py``; ``about`` holds its first answer, see there."""
 
     def __init__(self, job: bench_worker.Job) -> None:
         self.job = job
@@ -97,9 +99,9 @@ class Worker:
         self.about = self._read()
 
     def ask(self, steps: int) -> dict[str, Any]:
-        """Lets it run so many steps and waits for them."""
+        """Lets it run ``steps`` steps and returns its answer."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # then it has died, and _read says so
+        with contextlib.suppress(BrokenPipeError):  # the process has died, and _read says so
             self.process.stdin.write(json.dumps({"steps": steps}).encode() + b"\n")
         return self._read()
 
@@ -116,13 +118,13 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the process, whatever it is doing."""
+        """Kills the process."""
         with self.process:
             self.process.kill()
 
 
 def resolve(config: Config) -> Config:
-    """Checks the choices and makes ``--smoke`` small.
+    """Checks the settings, applies ``--smoke`` and chooses the run folder.
 
     Raises:
       UserError: an unknown or missing name, a package that is not installed, a number that is not above 0.
@@ -130,21 +132,21 @@ def resolve(config: Config) -> Config:
     report.check_ranges(config, above_zero=("rounds", "steps"))
     if config.smoke:
         config = replace(config, nets=("fashion_cnn",), peers=("lax",), rounds=2, steps=1)
-    for flag, known, least in (("nets", NETS, 1), ("modes", MODES, 1), ("peers", PEERS, 0)):
+    for flag, known, fewest in (("nets", NETS, 1), ("modes", MODES, 1), ("peers", PEERS, 0)):
         names = getattr(config, flag)
         unknown = [name for name in names if name not in known]
-        if unknown or not least <= len(set(names)) == len(names):
+        if unknown or not fewest <= len(set(names)) == len(names):
             got = f"unknown {', '.join(unknown)}" if unknown else " ".join(names) or "nothing"
             raise UserError(f"--{flag} takes different names of {', '.join(known)}; got {got}")
     for peer in config.peers:
         missing = [package for package in PEERS[peer] if importlib.util.find_spec(package) is None]
         if missing:
             raise UserError(f"--peers {peer} needs {', '.join(missing)}, not installed: pip install '.[bench]'")
-    return config
+    return replace(config, run_dir=report.run_folder(config.run_dir, "bench"))
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores that this process may use, and the versions of what is installed."""
+    """The processor, the number of its cores that this process may use, and the versions of the packages."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -155,15 +157,8 @@ def machine() -> dict[str, Any]:
     return facts
 
 
-def turns(workers: Mapping[str, Worker], rounds: int, steps: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Each worker in turn, round by round: the number of the round from 1, the contender, its answer."""
-    for number in range(1, rounds + 1):
-        for name, worker in workers.items():
-            yield number, name, worker.ask(steps)
-
-
-def measure(config: Config, mode: str, net: str, run: report.Run, first: int) -> dict[str, Timing]:
-    """Times all contenders on one network; ``first`` numbers the first of its lines in metrics.jsonl."""
+def measure(config: Config, mode: str, net: str, run: report.Run, line: Iterator[int]) -> dict[str, Timing]:
+    """Times all contenders on one network, round by round; ``line`` gives the numbers of the lines in metrics.jsonl."""
     shape, batch, _ = NETS[net]
     timings: dict[str, Timing] = {}
     with contextlib.ExitStack() as stack:
@@ -173,16 +168,19 @@ def measure(config: Config, mode: str, net: str, run: report.Run, first: int) ->
             job = bench_worker.Job(net, shape, batch, mode, name, config.tune_malloc)
             workers[name] = stack.enter_context(Worker(job))
             timings[name] = Timing([], workers[name].about)
-        for line, (number, name, answer) in enumerate(turns(workers, config.rounds, config.steps), first):
-            timings[name].seconds.extend(answer["seconds"])
-            timings[name].about["peak_mib"] = answer["peak_mib"]
-            labels = {"round": number, "mode": mode, "net": net, "contender": name, "steps": answer["seconds"]}
-            run.log(line, {f"{mode}/{net}/{name}/seconds": float(np.median(answer["seconds"]))}, **labels)
+        for number in range(1, config.rounds + 1):
+            for name, worker in workers.items():
+                answer = worker.ask(config.steps)
+                timings[name].seconds.extend(answer["seconds"])
+                timings[name].about["peak_mib"] = answer["peak_mib"]
+                labels = {"round": number, "mode": mode, "net": net, "contender": name, "steps": answer["seconds"]}
+                run.log(next(line), {f"{mode}/{net}/{name}/seconds": float(np.median(answer["seconds"]))}, **labels)
+            run.flush()
     return timings
 
 
 def figures(mode: str, net: str, timings: Timings) -> dict[str, float]:
-    """The lines of summary.json for one network."""
+    """Figures of one network for summary.json."""
     batch = NETS[net].batch
     summary: dict[str, float] = {}
     for name, timing in timings.items():
@@ -195,8 +193,8 @@ def figures(mode: str, net: str, timings: Timings) -> dict[str, float]:
     return summary
 
 
-def rows(net: str, timings: Timings, against: str) -> list[dict[str, str]]:
-    """The lines of the table for one network, with times over those of ``against``; it fits 80 columns."""
+def rows(net: str, timings: Timings, reference: str) -> list[dict[str, str]]:
+    """Rows of the table for one network, which fits 80 columns; times are relative to those of ``reference``."""
     batch, result = NETS[net].batch, []
     for name, timing in timings.items():
         low, middle, high = (short(batch / np.percentile(timing.seconds, part)) for part in (75, 50, 25))
@@ -206,7 +204,7 @@ def rows(net: str, timings: Timings, against: str) -> list[dict[str, str]]:
                 "contender": name,
                 "images/s": middle,
                 "quartiles": f"{low}–{high}",
-                f"time /\n{against}'s": f"{timing.median / timings[against].median:.2f}",
+                f"time /\n{reference}'s": f"{timing.median / timings[reference].median:.2f}",
                 "compile\ns": f"{timing.about['compile_seconds']:.1f}",
                 "temp\nMiB": "" if temporary is None else f"{temporary:.0f}",
                 "peak\nMiB": f"{timing.about['peak_mib']:.0f}",
@@ -216,37 +214,39 @@ def rows(net: str, timings: Timings, against: str) -> list[dict[str, str]]:
 
 
 def short(value: float) -> str:
-    """Four digits, or as many as the whole part has."""
+    """The number with four digits, or with all digits of its integer part."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def picture(results: Mapping[tuple[str, str], Timings], against: str, path: Path) -> None:
-    """Images/s as multiples of those of ``against``."""
+def chart(results: Mapping[tuple[str, str], Timings], reference: str) -> plot.Figure:
+    """Bars of images/s as multiples of those of ``reference``."""
     groups = {
-        f"{mode}\n{net}": {name: timings[against].median / timing.median for name, timing in timings.items()}
+        f"{mode}\n{net}": {name: timings[reference].median / timing.median for name, timing in timings.items()}
         for (mode, net), timings in results.items()
     }
-    plot.save(plot.bars(groups, f"images/s, {against} = 1"), path)
+    return plot.bars(groups, f"images/s, {reference} = 1")
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Times everything, prints a table for each network and mode, writes the report; returns the summary."""
+    """Times everything, prints a table for each network and mode, writes the files; returns the summary."""
     config = resolve(config)
     contenders, facts = ("cnnjax", *config.peers), machine()
     # Times are compared with torch's where there is one, else with lax'.
-    against = next(name for name in ("torch", "lax", *contenders) if name in contenders)
+    reference = next(name for name in ("torch", "lax", *contenders) if name in contenders)
     summary = dict(facts)
     results: dict[tuple[str, str], Timings] = {}
     print(f"{facts['cpu/model']}, {facts['cpu/cores']} cores, float32")
-    with report.Run(config.run_dir, config, facts) as run:
+    assert config.run_dir is not None
+    with report.Run(config.run_dir, config, facts, free=("run_dir",)) as run:
         run.start(0)
+        line = itertools.count(1)
         for net, mode in itertools.product(config.nets, config.modes):
-            first = 1 + len(results) * config.rounds * len(contenders)
-            timings = results[mode, net] = measure(config, mode, net, run, first)
+            timings = results[mode, net] = measure(config, mode, net, run, line)
             summary |= figures(mode, net, timings)
-            report.table(f"{mode} {net}, batches of {NETS[net].batch}", rows(net, timings, against))
-        picture(results, against, run.dir / "images_per_second.png")
+            report.table(f"{mode} {net}, batches of {NETS[net].batch}", rows(net, timings, reference))
+        plot.save(chart(results, reference), run.dir / "images_per_second.png")
         run.finish(summary)
+    print(f"results in {config.run_dir}")
     return summary
 
 

@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 
 
 class Net(NamedTuple):
-    """One network and its input."""
+    """Settings of one network and its input."""
 
     shape: tuple[int, int, int] = (224, 224, 3)
-    """Of an image: height, width, channels."""
+    """Height, width and channels of an image."""
     batch: int = 8
-    """Images per step: what a laptop with 8 GB trains in comfort."""
+    """Images per step; 8 fit a laptop with 8 GB."""
     fields: Mapping[str, Any] = MappingProxyType({})
-    """Of the model, beside its name."""
+    """Arguments of models.create beside the name."""
 
 
-# What bench.py times unless told otherwise. torchvision's MobileNetV2 and timm's Xception pad as torch does.
+# The default of --nets. torchvision's MobileNetV2 and timm's Xception pad as torch does.
 NETS = {
     "fashion_cnn": Net((28, 28, 1), 64),
     "vgg16": Net(batch=4),

@@ -3,8 +3,8 @@
     echo '{"steps": 3}' | python experiments/bench_worker.py '{"net": "fashion_cnn", "shape": [28, 28, 1], "batch": 64,
         "mode": "train", "contender": "torch", "tune_malloc": false}'
 
-It prints one JSON line when it is warm (``parameters``, ``compile_seconds``, ``temp_mib``), then one for each that it
-reads: ``{"steps": 3}`` gives the ``seconds`` of each step and ``peak_mib``. It ends when its input does.
+It prints one JSON line after the warm-up (``parameters``, ``compile_seconds``, ``temp_mib``), then one for each line
+that it reads: ``{"steps": 3}`` gives the ``seconds`` of each step and ``peak_mib``. It ends when its input does.
 
 A framework is imported by its contender only: the peak memory of a process is that of one framework.
 """
@@ -23,18 +23,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-WARM_UP = 2  # steps that are not counted; the first one compiles, for torch and Keras
+WARM_UP = 2  # steps that are not timed; torch and Keras compile in the first one
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to run."""
+    """Settings of one worker."""
 
     net: str
     """A name of bench_nets.NETS or bench_nets.MORE."""
     shape: tuple[int, int, int]
-    """Of an image: height, width, channels."""
+    """Height, width and channels of an image."""
     batch: int
     """Images per step."""
     mode: str
@@ -45,26 +45,29 @@ class Job:
     """Call cnnjax.compiler.tune_malloc first."""
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same random images [n, h, w, c] float32 and labels [n] below 10 for all contenders."""
+        """Random images [n, h, w, c] float32 and labels [n] below 10, equal for all contenders."""
         rng = np.random.default_rng(0)
         return rng.normal(size=(self.batch, *self.shape)).astype(np.float32), rng.integers(0, 10, self.batch)
 
 
 class Ready(NamedTuple):
-    """A contender that is built."""
+    """A network that is ready to run."""
 
     step: Callable[[], object]
     """Runs one step and returns when it is done."""
     parameters: int
-    """Trainable numbers."""
+    """Number of trainable values."""
     compile_seconds: float | None = None
-    """Tracing, lowering and compiling; None: the first step does that, and takes so much longer than the second."""
+    """Time to trace, lower and compile; None: the first step compiles, the time that it takes beyond the second."""
     temp_mib: float | None = None
-    """Temporary memory of the compiled step, less what XLA's YNNPACK calls allocate themselves; None: not known."""
+    """Temporary memory of the compiled step without what XLA's YNNPACK calls allocate themselves; None: not known."""
 
 
 def flax_net(job: Job, options: Mapping[str, str], fold: bool) -> Ready:
-    """Our network as one jitted step; ``fold`` puts BatchNorm into the convolutions for inference."""
+    """A network of cnnjax as one jitted step, compiled with XLA's ``options``.
+
+    ``fold`` folds BatchNorm into the convolutions for inference.
+    """
     import bench_nets
     import jax
 
@@ -98,7 +101,10 @@ def flax_net(job: Job, options: Mapping[str, str], fold: bool) -> Ready:
 
 
 def training_step(model: Any, variables: Any) -> tuple[Callable, Any]:
-    """(state, images, labels) → (state, loss), and the first state: variables, optimizer's, number of the step."""
+    """The function (state, images, labels) → (state, loss), and the first state.
+
+    A state is variables, the optimizer's state and the number of the step.
+    """
     import jax
     import optax
 
@@ -122,15 +128,15 @@ def training_step(model: Any, variables: Any) -> tuple[Callable, Any]:
     return step, (variables, optimizer.init(variables["params"]), jax.numpy.int32(0))
 
 
-def ours(job: Job) -> Ready:
-    """As cnnjax computes."""
+def cnnjax_cpu(job: Job) -> Ready:
+    """cnnjax with its forms for CPUs and its compiler options."""
     from cnnjax import compiler
 
     return flax_net(job, compiler.options(), fold=True)
 
 
 def lax(job: Job) -> Ready:
-    """The same network, every operation lax' own, XLA as it comes."""
+    """cnnjax with the operations of ``jax.lax`` and XLA's own options."""
     from cnnjax.ops.cpu import dispatch
 
     with dispatch.plain_everywhere():
@@ -138,7 +144,7 @@ def lax(job: Job) -> Ready:
 
 
 def torch_eager(job: Job, compiled: bool = False) -> Ready:
-    """torch, channels last; ``compiled`` by torch.compile."""
+    """torch, channels last; through torch.compile if ``compiled``."""
     import torch
 
     torch.manual_seed(0)
@@ -162,16 +168,16 @@ def torch_eager(job: Job, compiled: bool = False) -> Ready:
 
 
 def torch_net(name: str) -> Any:
-    """torchvision's and timm's networks, and the chapter's CNN."""
+    """A network of torchvision or timm, or the chapter's CNN."""
     from torch import nn
 
     if name == "fashion_cnn":
         layers: list[nn.Module] = []
-        maps_in = 1
-        for maps, size, convs in ((64, 7, 1), (128, 3, 2), (256, 3, 2)):
+        channels = 1
+        for features, size, convs in ((64, 7, 1), (128, 3, 2), (256, 3, 2)):
             for _ in range(convs):
-                layers += [nn.Conv2d(maps_in, maps, size, padding="same"), nn.ReLU(inplace=True)]
-                maps_in = maps
+                layers += [nn.Conv2d(channels, features, size, padding="same"), nn.ReLU(inplace=True)]
+                channels = features
             layers.append(nn.MaxPool2d(2))
         layers.append(nn.Flatten())
         for units_in, units in ((2304, 128), (128, 64)):
@@ -186,7 +192,7 @@ def torch_net(name: str) -> Any:
 
 
 def import_torchvision() -> Any:
-    """torchvision, also beside a torch without the library that its compiled operators need; no network calls those."""
+    """torchvision, even where its compiled operators do not load: no network here calls them."""
     import torch
 
     try:
@@ -204,7 +210,7 @@ def import_torchvision() -> Any:
 
 
 def keras_jax(job: Job) -> Ready:
-    """Keras on JAX: its own variants, such as ResNet-50 with the stride in the 1×1 convolution."""
+    """Keras on JAX, with its own variants, such as ResNet-50 with the stride in the 1×1 convolution."""
     import keras
 
     images, labels = job.data()
@@ -222,7 +228,7 @@ def keras_jax(job: Job) -> Ready:
 
 
 def keras_net(job: Job) -> Any:
-    """keras.applications' networks, and the chapter's CNN; all give logits."""
+    """A network of keras.applications, or the chapter's CNN, that puts out logits."""
     import keras
 
     names = {"resnet50": "ResNet50", "resnet152": "ResNet152", "vgg16": "VGG16"}
@@ -232,8 +238,8 @@ def keras_net(job: Job) -> Any:
             weights=None, input_shape=job.shape, classifier_activation=None
         )
     layers: list[Any] = [keras.Input(job.shape)]
-    for maps, size, convs in ((64, 7, 1), (128, 3, 2), (256, 3, 2)):
-        layers += [keras.layers.Conv2D(maps, size, padding="same", activation="relu") for _ in range(convs)]
+    for features, size, convs in ((64, 7, 1), (128, 3, 2), (256, 3, 2)):
+        layers += [keras.layers.Conv2D(features, size, padding="same", activation="relu") for _ in range(convs)]
         layers.append(keras.layers.MaxPooling2D(2))
     layers.append(keras.layers.Flatten())
     for units in (128, 64):
@@ -242,7 +248,7 @@ def keras_net(job: Job) -> Any:
 
 
 CONTENDERS: dict[str, Callable[[Job], Ready]] = {
-    "cnnjax": ours,
+    "cnnjax": cnnjax_cpu,
     "lax": lax,
     "torch": torch_eager,
     "torch_compile": functools.partial(torch_eager, compiled=True),
@@ -251,7 +257,7 @@ CONTENDERS: dict[str, Callable[[Job], Ready]] = {
 
 
 def peak_mib() -> float:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
     # On Linux getrusage also counts what the parent held when it started this process.
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
@@ -261,15 +267,15 @@ def peak_mib() -> float:
 
 
 def timed(step: Callable[[], object]) -> float:
-    """Seconds that one step takes."""
+    """Duration of one step in seconds."""
     started = time.perf_counter()
     step()
     return time.perf_counter() - started
 
 
 def main(job: Job) -> None:
-    """Builds, warms up, says so, and answers until the input ends."""
-    # All on the CPU, and nothing compiled by an earlier run. Before any framework is imported.
+    """Builds the network, warms it up, and answers until the input ends."""
+    # Set before any framework is imported: all run on the CPU, and nothing was compiled by an earlier run.
     os.environ.update(JAX_PLATFORMS="cpu", JAX_ENABLE_COMPILATION_CACHE="false", KERAS_BACKEND="jax")
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a framework prints goes to stderr, not between the answers

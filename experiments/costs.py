@@ -1,14 +1,14 @@
-"""What every network costs: parameters, multiply-adds, memory, beside the accuracy published for it.
+"""Cost of every network: parameters, multiply-adds and memory, beside its published accuracy.
 
     python experiments/costs.py                          # all networks, about 1 min on 2 CPU cores
     python experiments/costs.py --layers resnet50        # also that network layer by layer
     python experiments/costs.py --models vgg16 resnet50 --image-size 448 --batch 32
     python experiments/costs.py --smoke                  # three networks, a few seconds
 
-Nothing is trained, downloaded or computed but sums, and the same command writes the same files: costs.csv,
-layers_NAME.csv, accuracy.png and summary.json. To expect: the chapter's example, 15,200 parameters, 225 million
-multiplications, 12 MB for an image and 1.2 GB for 100; its exercise 2, 903,400 parameters, 12.6 MB to predict and
-565.6 MB to train with 50 images; ResNet-50, 25,557,032 parameters and 4.09 GMACs at 224×224.
+Nothing is trained or downloaded: networks are traced with shapes only, so that a command always writes equal files:
+costs.csv, layers_NAME.csv, accuracy.png and summary.json. To expect: the chapter's example, 15,200 parameters, 225
+million multiplications, 12 MB for an image and 1.2 GB for 100; its exercise 2, 903,400 parameters, 12.6 MB to predict
+and 565.6 MB to train with 50 images; ResNet-50, 25,557,032 parameters and 4.09 GMACs at 224×224.
 """
 
 from collections.abc import Mapping
@@ -20,32 +20,32 @@ import flax.linen as linen
 import jax
 import tyro
 
-from cnnjax import models, nn, plot, report, summary
+from cnnjax import atomic, models, nn, plot, report, summary
 from cnnjax.types import Array, UserError
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which networks, for which images."""
+    """Settings: networks and their images."""
 
     run_dir: Path = Path("runs/costs")
-    """Where tables, picture and figures go."""
+    """Folder for tables, chart and figures."""
     models: tuple[str, ...] = ()
     """Names of networks; empty: all."""
     image_size: int | None = None
-    """Side of the square images, pixels; None: the paper's of each network."""
+    """Side of the square images in pixels; None: the size in each network's paper."""
     batch: int = 1
-    """Images at a time."""
+    """Images per batch."""
     layers: str | None = None
     """Name of a network to show layer by layer."""
     smoke: bool = False
-    """Three networks that are quick, whatever --models says, to see that it works."""
+    """Only three networks that are quick, whatever --models says."""
 
 
 _SMOKE = ("alexnet_torchvision", "lenet5", "vgg16")
 
-# Name → (top-1, top-5, source), % of ImageNet's validation images, one model; one crop where not said otherwise. Of the
-# networks that are missing no figure is known for just these layers.
+# Name → (top-1, top-5, source), in % of ImageNet's validation images, of one model, on one crop unless the source says
+# otherwise. For the missing networks no figure is published for exactly these layers.
 # The rows of Hu et al., Szegedy et al., Krizhevsky et al. and Zeiler & Fergus were not yet checked against the papers.
 _TORCHVISION = "torchvision, IMAGENET1K_V1"
 _KERAS = "Keras applications"
@@ -81,28 +81,28 @@ PUBLISHED: dict[str, tuple[float | None, float, str]] = {
 
 
 class Convolutions(linen.Module):
-    """Convolutions with zero padding, one after the other."""
+    """Convolutions with zero padding, one after the other; ``features`` of each."""
 
-    maps: tuple[int, ...]
+    features: tuple[int, ...]
     kernel_size: int
     strides: int
 
     @linen.compact
     def __call__(self, x: Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
-        for i, maps in enumerate(self.maps):
-            x = nn.Conv(maps, self.kernel_size, strides=self.strides, name=f"conv{i + 1}")(x)
+        for i, features in enumerate(self.features):
+            x = nn.Conv(features, self.kernel_size, strides=self.strides, name=f"conv{i + 1}")(x)
         return x, {"last": x}
 
 
 def chapter_rows() -> list[dict[str, Any]]:
-    """What the text says of memory, and the answer to its exercise 2, beside what comes out here; MB are 10⁶ bytes.
+    """The chapter's figures of memory and of its exercise 2, beside those computed here; an MB is 10⁶ bytes.
 
-    The exercise's image has lost its size in the text; it is 200×300.
+    The exercise's images are 200×300 pixels.
     """
     layer = Convolutions((200,), 5, 1)
     one, hundred = (summary.cost(layer, (n, 150, 100, 3)) for n in (1, 100))
-    net = Convolutions((100, 200, 400), 3, 2)
-    predict, train = (summary.cost(net, (n, 200, 300, 3)) for n in (1, 50))
+    exercise = Convolutions((100, 200, 400), 3, 2)
+    predict, train = (summary.cost(exercise, (n, 200, 300, 3)) for n in (1, 50))
     rows = [
         ("convolution", "parameters", 15_200, one.params),
         ("convolution", "million multiplications", 225, one.macs / 1e6),
@@ -113,17 +113,21 @@ def chapter_rows() -> list[dict[str, Any]]:
         ("exercise 2", "MB of feature maps, 50 images", 526, sum(layer.bytes for layer in train.layers) / 1e6),
         ("exercise 2", "MB to train, 50 images", 565.6, train.train_bytes / 1e6),
     ]
-    return [{"of": of, "figure": figure, "chapter": text, "here": here} for of, figure, text, here in rows]
+    return [{"network": net, "figure": figure, "chapter": text, "here": here} for net, figure, text, here in rows]
 
 
 def image_shape(config: Config, model: Any) -> tuple[int, int, int]:
-    """Height, width and channels of what the network is given."""
+    """Height, width and channels of the network's images."""
     size = config.image_size
     return model.image_shape if size is None else (size, size, model.image_shape[2])
 
 
 def cost_of(config: Config, name: str) -> summary.Cost:
-    """Of the network called ``name``; UserError, naming it, if the images do not suit it."""
+    """Cost of the network called ``name``.
+
+    Raises:
+      UserError: the name is unknown, or the network does not take images of this size.
+    """
     model = models.create(name)
     try:
         return summary.cost(model, (config.batch, *image_shape(config, model)))
@@ -132,7 +136,7 @@ def cost_of(config: Config, name: str) -> summary.Cost:
 
 
 def row(name: str, cost: summary.Cost) -> dict[str, Any]:
-    """One line of costs.csv; accuracies that are not known, or are of another image size, stay empty."""
+    """One row of costs.csv; an accuracy that is not known, or was measured at another image size, is left empty."""
     published = PUBLISHED if cost.shape[1:3] == models.create(name).image_shape[:2] else {}
     top1, top5, source = published.get(name, (None, None, ""))
     return {
@@ -149,7 +153,7 @@ def row(name: str, cost: summary.Cost) -> dict[str, Any]:
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, str]:
-    """The same line for the terminal, in millions."""
+    """One row of costs.csv for the terminal, in millions."""
     return {
         "model": row["model"],
         "M params": f"{row['parameters'] / 1e6:8.2f}",
@@ -171,39 +175,39 @@ def accuracy_points(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float,
 
 
 def write_layers(name: str, cost: summary.Cost, folder: Path) -> None:
-    """Prints one network layer by layer, and writes it."""
-    report.table(f"{name}: bytes are what training keeps", summary.rows(cost))
+    """Prints and writes the table of one network's layers."""
+    report.table(f"{name}: bytes are those of activations that training keeps", summary.rows(cost))
     summary.to_csv(cost, folder / f"layers_{name}.csv")
 
 
 def main(config: Config) -> dict[str, float]:
-    """Prints and writes the tables, the picture and the summary; returns the summary."""
+    """Prints and writes the tables, the chart and the summary; returns the summary."""
     report.check_ranges(config, above_zero=("batch", "image_size"))
     names = _SMOKE if config.smoke else config.models or tuple(models.names())
     if len(set(names)) < len(names):
         raise UserError(f"--models takes different names, got {' '.join(names)}")
-    # What is unknown or does not take the images is refused before anything is written.
+    # Unknown names and unsuitable images are refused before anything is written.
     costs = {name: cost_of(config, name) for name in (*names, *([config.layers] if config.layers else []))}
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    report.write_json(config.run_dir / "config.json", report.as_dict(config))
+    atomic.write_json(config.run_dir / "config.json", report.as_dict(config))
     chapter = chapter_rows()
     lines = [line | {column: f"{line[column]:9,.1f}" for column in ("chapter", "here")} for line in chapter]
     report.table("the chapter's figures", lines)
     if config.layers is not None:
         write_layers(config.layers, costs[config.layers], config.run_dir)
     rows = [row(name, costs[name]) for name in names]
-    report.table(f"networks; tables and picture in {config.run_dir}", [shown(line) for line in rows])
+    report.table(f"networks; tables and chart in {config.run_dir}", [shown(line) for line in rows])
     summary.write_csv(rows, config.run_dir / "costs.csv")
     if points := accuracy_points(rows):
         title = "published accuracy against multiply-adds; area: parameters"
         figure = plot.bubbles(points, "10⁹ multiply-adds per image", "top-1 accuracy on ImageNet, %", title)
         plot.save(figure, config.run_dir / "accuracy.png")
     else:
-        (config.run_dir / "accuracy.png").unlink(missing_ok=True)  # of an earlier run
-    figures = {f"chapter/{line['of']}, {line['figure']}": line["here"] for line in chapter}
+        (config.run_dir / "accuracy.png").unlink(missing_ok=True)  # left by an earlier run
+    figures = {f"chapter/{line['network']}, {line['figure']}": line["here"] for line in chapter}
     for line in rows:
         figures |= {f"{line['model']}/{key}": line[key] for key in ("parameters", "macs", "infer_bytes", "train_bytes")}
-    report.write_json(config.run_dir / "summary.json", figures)
+    atomic.write_json(config.run_dir / "summary.json", figures)
     return figures
 
 

@@ -4,7 +4,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import bench
 import bench_nets
@@ -97,6 +99,44 @@ def test_a_missing_peer_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("torch", "timm") else find("json"))
     with pytest.raises(UserError, match=r"torch needs torch, timm, not installed: pip install '\.\[bench\]'"):
         bench.main(bench.Config(peers=("torch",), run_dir=tmp_path))
+
+
+class FakeWorker:
+    """Answers at once, and notes how many lines of metrics.jsonl are on the disk when it is asked."""
+
+    lines: ClassVar[list[int]] = []
+
+    def __init__(self, job):
+        self.about = {"parameters": 1, "compile_seconds": 0.5, "temp_mib": None}
+
+    def ask(self, steps):
+        (path,) = Path("runs").glob("bench-*/metrics.jsonl")
+        self.lines.append(path.read_text().count("\n"))
+        return {"seconds": [1.0] * steps, "peak_mib": 2.0}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_a_round_is_on_the_disk_before_the_next_and_each_run_has_a_folder_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "Worker", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "lines", [])
+    config = bench.Config(nets=("vgg16",), peers=("lax",), rounds=3, steps=2)
+    bench.main(config)
+    # Two contenders in three rounds, for training and then for inference.
+    assert FakeWorker.lines[::2] == [0, 2, 4, 6, 8, 10]
+    (folder,) = Path("runs").iterdir()
+    assert (folder / "metrics.jsonl").read_text().count("\n") == 12
+    assert json.loads((folder / "config.json").read_text())["rounds"] == 3
+    again = bench.main(replace(config, run_dir=tmp_path / folder))  # everything is timed anew
+    assert again["train/vgg16/lax/images_per_second"] == 4
+    assert (folder / "metrics.jsonl").read_text().count("\n") == 12
+    with pytest.raises(UserError, match="rounds was 3 and is 4"):
+        bench.main(replace(config, run_dir=folder, rounds=4))
 
 
 def test_a_worker_that_dies_is_one_error(monkeypatch, tmp_path):

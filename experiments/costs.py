@@ -14,7 +14,7 @@ and 565.6 MB to train with 50 images; ResNet-50, 25,557,032 parameters and 4.09 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as linen
 import jax
@@ -86,6 +86,8 @@ class Convolutions(linen.Module):
     features: tuple[int, ...]
     kernel_size: int
     strides: int
+
+    aux_weights: ClassVar[Mapping[str, float]] = {}
 
     @linen.compact
     def __call__(self, x: Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:

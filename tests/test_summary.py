@@ -2,6 +2,7 @@
 
 import csv
 import functools
+from typing import ClassVar
 
 import flax.linen as linen
 import jax
@@ -25,6 +26,8 @@ class Net(linen.Module):
 
     layers: object
     dtype: object = None
+
+    aux_weights: ClassVar = {}
 
     @linen.compact
     def __call__(self, x, *, train=False):

@@ -28,7 +28,7 @@ def residuals(model, shape):
             (logits, endpoints), _ = model.apply(
                 {**variables, "params": params}, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
             )
-            return [logits, *(endpoints[name] for name in getattr(model, "aux_weights", {}))]
+            return [logits, *(endpoints[name] for name in model.aux_weights)]
 
         return jax.vjp(f, variables["params"], images)[1]
 

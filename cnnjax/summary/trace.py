@@ -208,6 +208,6 @@ def of_model(model: linen.Module, variables: Any, images: Any, key: Any, train: 
                 variables, images, train=train, rngs={"dropout": key}, mutable=["batch_stats"]
             )
         last = list(endpoints.values())[-1] if logits is None else logits
-        return [last, *(endpoints[name] for name in getattr(model, "aux_weights", {}) if name in endpoints)]
+        return [last, *(endpoints[name] for name in (model.aux_weights if train else ()))]
 
     return Trace(jax.make_jaxpr(outputs)(variables, key, images), 1, modules, train)

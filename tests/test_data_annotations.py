@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from cnnjax.data import annotations
-from cnnjax.data.box_source import BoxSource, only, padded
+from cnnjax.data.transforms import pad_boxes
 from cnnjax.types import UserError
 
 # ---- writing the three formats ----
@@ -120,11 +120,11 @@ def test_bccd(shared):
 def test_animals(shared):
     found = annotations.open(shared / "data/animals")
     assert (len(found.records), found.classes, found.faults) == (363, ("kangaroo", "raccoon"), ())
-    assert len(only(found, 1).records) == 291
+    assert len(annotations.only(found, 1).records) == 291
     parts = [annotations.open(shared / "data/animals", split) for split in ("train", "val", "test")]
     assert [len(part.records) for part in parts] == [255, 36, 72]
     assert len({record.id for part in parts for record in part.records}) == 363
-    example = BoxSource(parts[0])[0]
+    example = annotations.AnnotatedImages(parts[0])[0]
     assert {key: (value.dtype.name, value.shape) for key, value in example.items()} == {
         "image": ("uint8", (319, 450, 3)),
         "boxes": ("float32", (2, 4)),
@@ -173,7 +173,7 @@ def test_the_box_is_on_the_paint(tmp_path, write):
         coco(tmp_path, [(3, [20, 30, 40, 20])])
     else:
         via(tmp_path, [region("cat", 20, 30, 40, 20)], "csv" if write == "csv" else "json")
-    example = BoxSource(annotations.open(tmp_path))[0]
+    example = annotations.AnnotatedImages(annotations.open(tmp_path))[0]
     rows, columns = np.nonzero(example["image"][..., 0])
     np.testing.assert_array_equal(example["boxes"], [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]])
 
@@ -184,14 +184,14 @@ def test_voc_convention_and_flags(tmp_path):
     (record,) = found.records
     np.testing.assert_array_equal(record.boxes, [[0, 0, 100, 80], [10, 1, 12, 9.5]])
     assert (record.labels.tolist(), record.difficult.tolist(), found.faults) == ([1, 0], [False, True], ())
-    assert BoxSource(found)[0]["ignore"].tolist() == [False, True]
+    assert annotations.AnnotatedImages(found)[0]["ignore"].tolist() == [False, True]
 
 
 def test_coco_labels_are_categories_by_id_and_crowds_are_marked(tmp_path):
     coco(tmp_path, [(18, [0, 0, 5, 5]), {"image_id": 7, "category_id": 3, "bbox": [1, 1, 9, 9], "iscrowd": 1}])
     found = annotations.open(tmp_path)
     assert (found.classes, found.records[0].labels.tolist(), found.records[0].id) == (("cat", "dog"), [1, 0], 7)
-    assert BoxSource(found)[0]["ignore"].tolist() == [False, True]
+    assert annotations.AnnotatedImages(found)[0]["ignore"].tolist() == [False, True]
 
 
 @pytest.mark.parametrize("form", ["json", "project", "version 1", "csv", "csv, version 1"])
@@ -296,7 +296,7 @@ def test_pictures_are_checked_if_asked(tmp_path):
         "grown": "size",
     }
     with pytest.raises(UserError, match=r"grown\.png: labelled at 100×80, but it has 200×160 pixels"):
-        BoxSource(annotations.open(tmp_path))[3]
+        annotations.AnnotatedImages(annotations.open(tmp_path))[3]
     shutil.rmtree(tmp_path / "JPEGImages")
     (tmp_path / "JPEGImages").mkdir()
     with pytest.raises(UserError, match=r"no picture with annotations is left; .*missing picture.*; 4 faults"):
@@ -328,7 +328,7 @@ def test_a_turned_photo_is_shown_as_it_was_labelled(tmp_path, labelled_upright):
     voc(tmp_path, {"a": [("cat", 1, 1, 9, 9)]}, size=(80, 100) if labelled_upright else (100, 80))
     (tmp_path / "JPEGImages/a.png").unlink()
     turned(tmp_path / "JPEGImages/a.jpg")
-    image = BoxSource(annotations.open(tmp_path))[0]["image"]
+    image = annotations.AnnotatedImages(annotations.open(tmp_path))[0]["image"]
     assert image.shape == ((100, 80, 3) if labelled_upright else (80, 100, 3))
     assert image[10, -10, 0] > 128 if labelled_upright else image[10, 10, 0] > 128
     assert not kinds(annotations.open(tmp_path, check=True))
@@ -339,7 +339,7 @@ def test_annotators_in_a_browser_see_photos_upright(tmp_path):
     turned(tmp_path / "a.png")
     found = annotations.open(tmp_path)
     assert (found.records[0].width, found.records[0].height, found.faults) == (80, 100, ())
-    assert (BoxSource(found)[0]["image"][1:49, 41:79] > 128).all()
+    assert (annotations.AnnotatedImages(found)[0]["image"][1:49, 41:79] > 128).all()
 
 
 # ---- where things lie ----
@@ -412,7 +412,7 @@ def test_damaged_xml_is_one_error(tmp_path, text):
         ("", "not JSON"),
         ('{"images": [', "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[1, 2]", "neither COCO's JSON"),
+        ("[1, 2]", "no annotations in a known format; expected .*COCO"),
         ('{"images": [], "annotations": [], "categories": []}', "no picture with annotations is left"),
         ('{"images": [1], "annotations": [], "categories": []}', "not COCO's JSON"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "no 'file_name'"),
@@ -440,7 +440,7 @@ def test_damaged_csv_and_other_tables(tmp_path):
     with pytest.raises(UserError, match=r"via\.csv: a damaged table"):
         annotations.open(tmp_path)
     file.write_text("a,b\n1,2\n")
-    with pytest.raises(annotations.NoAnnotationsError, match="neither COCO"):
+    with pytest.raises(annotations.NoAnnotationsError, match=r"via\.csv: no annotations in a known format"):
         annotations.open(tmp_path)
 
 
@@ -453,25 +453,27 @@ def test_same_image_id_twice(tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         annotations.open(tmp_path / "none")
-    with pytest.raises(annotations.NoAnnotationsError, match="expected Annotations/"):
+    with pytest.raises(
+        annotations.NoAnnotationsError, match=r"expected annotations/\*\.json \(COCO.*Annotations/\*\.xml"
+    ):
         annotations.open(tmp_path)
 
 
 # ---- for training ----
 
 
-def test_padded():
+def test_pad_boxes():
     boxes, labels = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32), np.array([2, 1], np.int32)
-    out = padded(boxes, labels, 3)
+    out = pad_boxes({"boxes": boxes, "labels": labels}, 3)
     np.testing.assert_array_equal(out["boxes"], [[1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 0, 0]])
-    assert (out["labels"].tolist(), out["mask"].tolist()) == ([2, 1, 0], [True, True, False])
-    assert (out["boxes"].dtype, out["labels"].dtype, out["mask"].dtype) == (np.float32, np.int32, bool)
-    assert not padded(boxes[:0], labels[:0], 2)["mask"].any()
-    with pytest.raises(UserError, match="a picture has 2 boxes, room is for 1"):
-        padded(boxes, labels, 1)
+    assert (out["labels"].tolist(), out["box_mask"].tolist()) == ([2, 1, 0], [True, True, False])
+    assert (out["boxes"].dtype, out["labels"].dtype, out["box_mask"].dtype) == (np.float32, np.int32, bool)
+    assert not pad_boxes({"boxes": boxes[:0], "labels": labels[:0]}, 2)["box_mask"].any()
+    with pytest.raises(UserError, match="an image has 2 boxes, room is for 1"):
+        pad_boxes({"boxes": boxes, "labels": labels}, 1)
 
 
 def test_only_refuses_nothing(tmp_path):
     found = annotations.open(voc(tmp_path, {"a": [("cat", 1, 1, 9, 9)]}))
     with pytest.raises(UserError, match="no picture of 1 has exactly 2"):
-        only(found, 2)
+        annotations.only(found, 2)

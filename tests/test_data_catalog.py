@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cnnjax.data import catalog, host, prepare, sources
+from cnnjax.data import catalog, prepare, sources
+from cnnjax.data.formats import tfds
+from cnnjax.data.formats.folders import Folder
+from cnnjax.data.formats.images import CorruptImageError
 from cnnjax.types import UserError
 
 COUNTS = {
@@ -48,8 +51,8 @@ def test_digits_are_sklearns_values_spread_over_a_byte():
     data = load_digits()
     splits = catalog.digits()
     parts = [splits.train, splits.valid, splits.test]
-    images = np.concatenate([part.images for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
+    images = np.concatenate([part.fields["image"] for part in parts])
+    labels = np.concatenate([part.fields["label"] for part in parts])
     assert images.shape == (1797, 8, 8, 1)
     assert len(splits.test) == 360
     assert len(splits.valid) == 144
@@ -65,8 +68,8 @@ def test_digits_are_split_by_stratum_without_overlap():
     whole = np.bincount(data.target) / len(data.target)
     seen: dict[bytes, int] = {}
     for part in vars(catalog.digits()).values():
-        assert np.abs(np.bincount(part.labels) / len(part) - whole).max() < 0.01
-        for image in part.images:
+        assert np.abs(np.bincount(part.fields["label"]) / len(part) - whole).max() < 0.01
+        for image in part.fields["image"]:
             seen[image.tobytes()] = seen.get(image.tobytes(), 0) + 1
     assert len(seen) == len(
         {image.astype(np.uint8).tobytes() for image in data.images}
@@ -77,10 +80,13 @@ def test_digits_are_the_same_in_every_process():
     code = (
         "import hashlib; from cnnjax.data import catalog\n"
         "parts = vars(catalog.digits()).values()\n"
-        "print(hashlib.sha256(b''.join(p.images.tobytes() + p.labels.tobytes() for p in parts)).hexdigest())"
+        "whole = b''.join(p.fields['image'].tobytes() + p.fields['label'].tobytes() for p in parts)\n"
+        "print(hashlib.sha256(whole).hexdigest())"
     )
     here = hashlib.sha256(
-        b"".join(part.images.tobytes() + part.labels.tobytes() for part in vars(catalog.digits()).values())
+        b"".join(
+            part.fields["image"].tobytes() + part.fields["label"].tobytes() for part in vars(catalog.digits()).values()
+        )
     )
     assert python(code, PYTHONHASHSEED="5").strip() == here.hexdigest()
 
@@ -103,10 +109,10 @@ def test_tfds_counts_classes_and_order(tfds_dir: Path, name):
     ("name", "split"), [("fashion_mnist", "test"), ("mnist", "train[55000:]"), ("tf_flowers", "train[:10%]")]
 )
 def test_tfds_pixels_are_those_tfds_decodes(tfds_dir: Path, name, split):
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
-    theirs = tfds.data_source(name, split=split, data_dir=tfds_dir)
-    ours = catalog.tfds_split(name, split, tfds_dir)
+    theirs = tensorflow_datasets.data_source(name, split=split, data_dir=tfds_dir)
+    ours = tfds.tfds_split(name, split, tfds_dir)
     assert len(ours) == len(theirs)
     for index in (0, 1, 17, len(theirs) - 1):
         want, got = theirs[index], ours[index]
@@ -120,12 +126,14 @@ def test_tfds_splits_can_be_chosen_and_do_not_overlap(tfds_dir: Path):
     splits = catalog.load("mnist", tfds_dir, texts)
     assert [len(part) for part in vars(splits).values()] == [6000, 600, 10000]
     train, valid = (sources.in_memory(part) for part in (splits.train, splits.valid))
-    assert train.labels[:5].tolist() == [splits.train[i]["label"] for i in range(5)]
-    assert not {image.tobytes() for image in train.images} & {image.tobytes() for image in valid.images}
+    assert train.fields["label"][:5].tolist() == [splits.train[i]["label"] for i in range(5)]
+    assert not {image.tobytes() for image in train.fields["image"]} & {
+        image.tobytes() for image in valid.fields["image"]
+    }
 
 
 def test_tfds_source_ends(tfds_dir: Path):
-    source = catalog.tfds_split("tf_flowers", "train[:3]", tfds_dir)
+    source = tfds.tfds_split("tf_flowers", "train[:3]", tfds_dir)
     assert len(list(source)) == 3
     assert source.fetched()[2]["label"] == source[2]["label"]
 
@@ -282,7 +290,7 @@ def test_folder_of_splits_is_used_as_given(tmp_path: Path, valid):
     splits = catalog.load(str(tmp_path))
     assert [len(part) for part in vars(splits).values()] == ([40, 4, 6] if valid else [34, 6, 6])
     assert splits.train.classes == ("a", "b")
-    assert pictures(splits.test) == pictures(sources.Folder.open(tmp_path / "test"))
+    assert pictures(splits.test) == pictures(Folder.open(tmp_path / "test"))
 
 
 def test_folder_errors(tmp_path: Path):
@@ -336,7 +344,7 @@ def test_prepare_reports_what_tfds_says(mnist_copy: Path, monkeypatch):
 
 
 def test_damaged_record_of_an_image_is_named(tfds_dir: Path):
-    good = catalog.tfds_split("mnist", "test[:5]", tfds_dir).fetched()
+    good = tfds.tfds_split("mnist", "test[:5]", tfds_dir).fetched()
     records = [*good.records[:3], {"image": b"no image", "label": 1}]
-    with pytest.raises(host.CorruptImageError, match=r"test, example 3: not a readable image .*1 of 4 images"):
-        sources.in_memory(sources.Subset(sources.Tfds(records, good.classes, 1, "test"), np.arange(4)))
+    with pytest.raises(CorruptImageError, match=r"test, example 3: not a readable image .*1 of 4 images"):
+        sources.in_memory(sources.Subset(tfds.Tfds(records, good.classes, 1, "test"), np.arange(4)))

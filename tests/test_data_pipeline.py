@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax.data import host, pipeline, sources
+from cnnjax.data import pipeline, sources, transforms
+from cnnjax.data.formats.images import CorruptImageError
 from cnnjax.types import Batch, UserError
 
 N, SIZE = 22, 4
@@ -32,7 +33,7 @@ class Numbered:
 
     def __getitem__(self, index: int) -> dict:
         if index in self.corrupt:
-            raise host.CorruptImageError(f"{index}.jpg: not a readable image")
+            raise CorruptImageError(f"{index}.jpg: not a readable image")
         return {"image": np.full((SIZE + (index in self.odd), SIZE, 3), index, np.uint8), "label": index}
 
 
@@ -82,12 +83,14 @@ WORKERS = """
 import itertools, sys
 import numpy as np
 from pathlib import Path
-from cnnjax.data import host, pipeline, sources
+from cnnjax.data import pipeline, sources, transforms
+from cnnjax.data.formats.folders import Folder
 
 def main():
-    folder, start = sources.Folder.open(Path(sys.argv[1])), int(sys.argv[2])
-    read = pipeline.train_batches(folder, 4, 3, start, transform=host.squeeze(4), threads=2, workers=2)
-    memory = pipeline.train_batches(sources.in_memory(folder, host.squeeze(4)), 4, 3, start)
+    folder, start = Folder.open(Path(sys.argv[1])), int(sys.argv[2])
+    small = sources.Mapped(folder, transforms.squeeze(4))
+    read = pipeline.train_batches(small, 4, 3, start, threads=2, workers=2)
+    memory = pipeline.train_batches(sources.in_memory(small), 4, 3, start)
     for one, other in itertools.islice(zip(read, memory), 9):
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
@@ -135,8 +138,8 @@ def test_eval_batches_count_everything_once(make, batch_size):
     batches = list(pipeline.eval_batches(make(), batch_size))
     assert len(batches) == -(-N // batch_size)
     assert all(batch["image"].shape == (batch_size, SIZE, SIZE, 3) for batch in batches)
-    assert all(batch["mask"].dtype == np.float32 for batch in batches)
-    mask = np.concatenate([batch["mask"] for batch in batches])
+    assert all(batch["example_mask"].dtype == np.float32 for batch in batches)
+    mask = np.concatenate([batch["example_mask"] for batch in batches])
     labels = np.concatenate([batch["label"] for batch in batches])
     images = np.concatenate([batch["image"] for batch in batches])
     assert (mask * labels).sum() == sum(range(N))
@@ -184,16 +187,18 @@ def test_errors_come_at_once(make):
 
 
 def test_bad_images_are_named_from_the_threads():
-    with pytest.raises(host.CorruptImageError, match=r"7\.jpg: not a readable image"):
+    with pytest.raises(CorruptImageError, match=r"7\.jpg: not a readable image"):
         take(pipeline.train_batches(Numbered(corrupt=(7,)), 11, seed=0), 2)
-    with pytest.raises(host.CorruptImageError, match=r"21\.jpg"):
+    with pytest.raises(CorruptImageError, match=r"21\.jpg"):
         list(pipeline.eval_batches(Numbered(corrupt=(21,)), 4))
     with pytest.raises(UserError, match=r"different shapes, such as \[\(4, 4, 3\), \(5, 4, 3\)\]: give a size"):
         take(pipeline.train_batches(Numbered(odd=(7,)), 11, seed=0), 2)
 
 
 def test_transform_fixes_the_shape():
-    batch = next(pipeline.train_batches(Numbered(odd=(1, 2, 3)), 22, seed=0, transform=host.squeeze(3)))
+    squeezed = sources.Mapped(Numbered(odd=(1, 2, 3)), transforms.squeeze(3))
+    batch = next(pipeline.train_batches(squeezed, 22, seed=0))
     assert batch["image"].shape == (22, 3, 3, 3)
-    batch = next(pipeline.eval_batches(Numbered(odd=(1, 2, 3)), 30, transform=host.center_crop(4)))
+    cropped = sources.Mapped(Numbered(odd=(1, 2, 3)), transforms.center_crop(4))
+    batch = next(pipeline.eval_batches(cropped, 30))
     assert batch["image"].shape == (30, 4, 4, 3)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax.data import host, sources
+from cnnjax.data import sources, transforms
+from cnnjax.data.formats.folders import Folder
+from cnnjax.data.formats.images import CorruptImageError
 from cnnjax.types import UserError
 
 IMAGES = np.zeros((4, 6, 5, 3), np.uint8)
@@ -27,7 +29,7 @@ def animals(tmp_path: Path) -> Path:
 
 
 def test_arrays_give_examples_and_batches():
-    source = sources.Arrays(IMAGES, LABELS, ("a", "b"))
+    source = sources.Arrays({"image": IMAGES, "label": LABELS}, ("a", "b"))
     assert len(source) == 4
     assert source[2]["label"] == 1
     assert source[2]["label"].dtype == np.int32
@@ -49,7 +51,7 @@ def test_arrays_give_examples_and_batches():
 )
 def test_arrays_refuse_what_does_not_fit(images, labels, says):
     with pytest.raises(UserError, match=says):
-        sources.Arrays(images, labels, ("a", "b"))
+        sources.Arrays({"image": images, "label": labels}, ("a", "b"))
 
 
 def test_folder_lists_classes_and_files_in_order(animals: Path):
@@ -59,7 +61,7 @@ def test_folder_lists_classes_and_files_in_order(animals: Path):
     (animals / "cat" / "notes.txt").write_text("no image")
     (animals / "dog" / "folder.png").mkdir()
     (animals / "top.png").write_bytes(b"")
-    folder = sources.Folder.open(animals)
+    folder = Folder.open(animals)
     assert folder.classes == ("ant", "cat", "dog")
     assert [str(path.relative_to(animals)) for path in folder.paths] == [
         "ant/x.BMP", "cat/a.jpg", "cat/b.png", "dog/2.png", "dog/old/1.gif",
@@ -73,41 +75,41 @@ def test_folder_brings_all_kinds_of_files_to_the_same_channels(tmp_path: Path, c
     for name, mode in {"l.png": "L", "rgba.png": "RGBA", "p.gif": "P", "cmyk.jpg": "CMYK", "bit.png": "1"}.items():
         save(tmp_path / "a" / name, 255, mode)
     save(tmp_path / "b" / "rgb.jpg", 255)
-    arrays = sources.in_memory(sources.Folder.open(tmp_path, channels))
-    assert arrays.images.shape == (6, 6, 5, channels)
-    assert arrays.images.min() >= 250
+    arrays = sources.in_memory(Folder.open(tmp_path, channels))
+    assert arrays.fields["image"].shape == (6, 6, 5, channels)
+    assert arrays.fields["image"].min() >= 250
 
 
 def test_folder_turns_photos_upright(animals: Path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (9, 4)).save(animals / "ant" / "x.BMP", "JPEG", exif=exif)
-    assert sources.Folder.open(animals)[0]["image"].shape == (9, 4, 3)
+    assert Folder.open(animals)[0]["image"].shape == (9, 4, 3)
 
 
 def test_folder_errors_name_cause_and_cure(animals: Path, tmp_path_factory):
     with pytest.raises(UserError, match="nowhere: no such folder; expected one with a sub-folder of images for each"):
-        sources.Folder.open(animals / "nowhere")
+        Folder.open(animals / "nowhere")
     with pytest.raises(UserError, match="no such folder"):
-        sources.Folder.open(animals / "cat" / "a.jpg")
+        Folder.open(animals / "cat" / "a.jpg")
     with pytest.raises(UserError, match="no class folders in it"):
-        sources.Folder.open(tmp_path_factory.mktemp("empty"))
+        Folder.open(tmp_path_factory.mktemp("empty"))
     with pytest.raises(UserError, match=r"classes \['ant', 'cat', 'dog'\] are not .*\['cat', 'dog'\]"):
-        sources.Folder.open(animals, classes=["cat", "dog"])
+        Folder.open(animals, classes=["cat", "dog"])
     (animals / "bee").mkdir()
     (animals / "emu" / "young").mkdir(parents=True)
     with pytest.raises(UserError, match=r"no images in class folder\(s\) \['bee', 'emu'\]: add some, or remove"):
-        sources.Folder.open(animals)
+        Folder.open(animals)
 
 
 def test_one_class_is_refused_with_a_hint_at_the_folder_below(animals: Path, tmp_path_factory):
     above = tmp_path_factory.mktemp("download")
     (above / "photos").symlink_to(animals)
     with pytest.raises(UserError, match=r"'photos' is its only class folder.*did you mean .*download0/photos\?"):
-        sources.Folder.open(above)
+        Folder.open(above)
     save(above / "alone" / "cat" / "a.png")
     with pytest.raises(UserError, match=r"'cat' is its only class folder; a classifier needs two or more$"):
-        sources.Folder.open(above / "alone")
+        Folder.open(above / "alone")
 
 
 def damage(animals: Path) -> None:
@@ -118,12 +120,12 @@ def damage(animals: Path) -> None:
 
 def test_corrupt_images_are_named_and_counted(animals: Path):
     damage(animals)
-    with pytest.raises(host.CorruptImageError, match=r"cat/a\.jpg: not a readable image .*; 3 of 5 images are corrupt"):
-        sources.in_memory(sources.Folder.open(animals))
+    with pytest.raises(CorruptImageError, match=r"cat/a\.jpg: not a readable image .*; 3 of 5 images are corrupt"):
+        sources.in_memory(Folder.open(animals))
 
 
 def test_readable_leaves_out_what_is_corrupt_and_says_what(animals: Path):
-    whole = sources.Folder.open(animals)
+    whole = Folder.open(animals)
     assert sources.readable(whole) == (whole, [])
     damage(animals)
     source, errors = sources.readable(whole)
@@ -131,33 +133,33 @@ def test_readable_leaves_out_what_is_corrupt_and_says_what(animals: Path):
     assert [Path(error.split(":")[0]).name for error in errors] == ["a.jpg", "2.png", "1.gif"]
     assert source.classes == whole.classes
     arrays = sources.in_memory(source)
-    assert arrays.labels.tolist() == [0, 1]
-    assert arrays.images[:, 0, 0, 0].tolist() == [160, 40]
+    assert arrays.fields["label"].tolist() == [0, 1]
+    assert arrays.fields["image"][:, 0, 0, 0].tolist() == [160, 40]
 
 
 def test_readable_refuses_a_source_with_nothing_left(animals: Path):
     damage(animals)
-    whole = sources.Folder.open(animals)
+    whole = Folder.open(animals)
     with pytest.raises(UserError, match=r"none of the 2 images can be read, such as .*2\.png"):
         sources.readable(sources.Subset(whole, np.array([3, 4])))
 
 
 def test_in_memory_keeps_order_and_shapes(animals: Path):
     save(animals / "dog" / "z.png", 7, size=(9, 4))
-    folder = sources.Folder.open(animals)
+    folder = Folder.open(animals)
     with pytest.raises(UserError, match=r"different shapes, such as \[\(4, 9, 3\), \(6, 5, 3\)\]: give a size"):
         sources.in_memory(folder)
-    arrays = sources.in_memory(folder, host.squeeze(4))
-    assert arrays.images.shape == (6, 4, 4, 3)
+    arrays = sources.in_memory(sources.Mapped(folder, transforms.squeeze(4)))
+    assert arrays.fields["image"].shape == (6, 4, 4, 3)
     for index in range(len(folder)):
-        np.testing.assert_array_equal(arrays[index]["image"], host.squeeze(4)(folder[index]["image"]))
+        np.testing.assert_array_equal(arrays[index]["image"], transforms.squeeze(4)(folder[index])["image"])
         assert arrays[index]["label"] == folder[index]["label"]
     with pytest.raises(UserError, match="no images"):
         sources.in_memory(sources.Subset(folder, np.array([], int)))
 
 
 def test_subset_takes_by_index():
-    source = sources.Arrays(np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1), LABELS, ("a", "b"))
+    source = sources.Arrays({"image": np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1), "label": LABELS}, ("a", "b"))
     subset = sources.Subset(source, np.array([2, 0]))
     assert (len(subset), subset.classes) == (2, ("a", "b"))
     assert [int(subset[i]["image"].item()) for i in range(2)] == [2, 0]

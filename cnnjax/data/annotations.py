@@ -1,24 +1,26 @@
-"""Pictures with boxes: Pascal VOC (what LabelImg writes), COCO JSON, VGG Image Annotator; told apart by content.
+"""Pictures with boxes: Pascal VOC (LabelImg writes it), COCO JSON, VGG Image Annotator; told apart by content.
 
     found = annotations.open("animals", split="train")
-    found.records[0].boxes   # float32 [k, 4], xyxy in pixels from 0
-    found.faults             # what is wrong, and in which file and object
-    BoxSource(found)[0]      # of box_source: {"image", "boxes", "labels", "ignore"}
+    found.records[0].boxes      # float32 [k, 4], xyxy in pixels from 0
+    found.faults                # what is wrong, and in which file and object
+    AnnotatedImages(found)[0]   # {"image", "boxes", "labels", "ignore"}
 
 Faulty boxes are never passed on, and never left out silently: `FAULTS` says what becomes of each kind.
 """
 
-import json
+import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
 
 import numpy as np
 
-from cnnjax.data import annotation_files as files
-from cnnjax.data import host
+from cnnjax.data import formats
+from cnnjax.data.formats.annotated import AnnotatedImage, Box, Fault, Labelled, Read, table_file
+from cnnjax.data.formats.images import CorruptImageError, decode, header_size
 from cnnjax.data.sources import DECODE_THREADS
 from cnnjax.types import UserError
 
@@ -43,19 +45,6 @@ FAULTS: Mapping[str, str] = {
 
 class NoAnnotationsError(UserError):
     """Nothing here is in a known format."""
-
-
-class NoSplitError(UserError):
-    """The data set has no split of this name."""
-
-
-class Fault(NamedTuple):
-    """What is wrong where; ``kind`` is a key of `FAULTS`, ``object`` empty where the whole file is meant."""
-
-    file: Path
-    object: str
-    kind: str
-    what: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +74,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Annotations:
-    """Pictures with their boxes, the names of the classes, and all that was wrong; ``kind`` is voc, coco or via."""
+    """Pictures with their boxes, the names of the classes, and all that was wrong; ``kind`` names the format."""
 
     records: tuple[Record, ...]
     classes: tuple[str, ...]
@@ -108,19 +97,17 @@ def open(
 
     Raises:
       NoAnnotationsError: nothing in a known format.
-      NoSplitError: a split that is not there.
+      formats.annotated.NoSplitError: a split that is not there.
       UserError: a damaged file, several files and no split, or nothing left.
     """
     path = Path(path).expanduser()
     kind, read = _read(path, split)
-    pictures, faults = list(read.pictures), [Fault(f, o, "no picture listed", what) for f, o, what in read.faults]
-    if kind == "voc" and split is not None:
-        pictures = _listed(path, split, pictures, faults)
+    faults = list(read.faults)
     names = tuple(classes if classes is not None else read.classes)
     labels = {name: i for i, name in enumerate(names)}
-    records = [record for each in pictures if (record := _judged(each, labels, faults)) is not None]
+    records = [record for each in read.images if (record := _judged(each, labels, faults)) is not None]
     if check:
-        records = _usable(records, {each.path: each.file for each in pictures}, faults)
+        records = _usable(records, {each.path: each.file for each in read.images}, faults)
     if not records:
         raise UserError(f"{path}: no picture with annotations is left{_first(faults)}")
     return Annotations(tuple(records), names, tuple(faults), kind)
@@ -130,92 +117,48 @@ def _first(faults: Sequence[Fault]) -> str:
     return f"; {faults[0].file}: {faults[0].kind}, {faults[0].what}; {len(faults)} faults" if faults else ""
 
 
-def _read(path: Path, split: str | None) -> tuple[str, files.Read]:
+def _read(path: Path, split: str | None) -> tuple[str, Read]:
+    """Name of the format, and what its reader gives."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected annotations of Pascal VOC, COCO or VIA")
-    if path.is_dir() and any(any(folder.glob("*.xml")) for folder in (path / "Annotations", path)):
-        return "voc", files.voc(path)
-    file = path if path.is_file() else _chosen(path, split)
-    if file.suffix.lower() == ".csv":
-        content, entries = None, files.via_table(file)
-    else:
-        content = _json(file)
-        entries = files.via_entries(content)
-    if entries is not None:
-        return "via", files.via(entries, file)
-    if isinstance(content, dict) and "images" in content and "annotations" in content:
-        return "coco", files.coco(content, file)
-    raise NoAnnotationsError(f"{file}: neither COCO's JSON (images, annotations) nor an export of VGG Image Annotator")
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({error}): export the annotations again") from error
-
-
-def _chosen(folder: Path, split: str | None) -> Path:
-    found = sorted(
-        p for base in (folder / "annotations", folder) for end in ("json", "csv") for p in base.glob(f"*.{end}")
+    readers = _readers()
+    for name, reader in readers.items():
+        if (read := reader.read_annotations(path, split)) is not None:
+            return name, read
+    expected = ", ".join(reader.EXPECTED for reader in readers.values())
+    raise NoAnnotationsError(
+        f"{table_file(path, split) or path}: no annotations in a known format; expected {expected}"
     )
-    if not found:
-        raise NoAnnotationsError(
-            f"{folder}: no annotations in it; expected Annotations/*.xml or xml beside the pictures (Pascal VOC), "
-            "annotations/*.json (COCO), or a JSON or CSV (VGG Image Annotator)"
-        )
-    if split is not None:
-        exact = [path for path in found if path.stem in (split, f"instances_{split}")]
-        chosen = exact or [path for path in found if path.stem.endswith(f"_{split}")]
-    else:
-        chosen = found
-    if len(chosen) != 1:
-        said = "several files" if split is None else f"{len(chosen)} files for the split {split!r}"
-        kind = UserError if chosen else NoSplitError
-        raise kind(f"{folder}: {said}; choose the split among {', '.join(path.stem for path in found)}")
-    return chosen[0]
 
 
-def _listed(folder: Path, split: str, pictures: Sequence[files.Picture], faults: list[Fault]) -> list[files.Picture]:
-    """The pictures of a split, in its order."""
-    lists = folder / "ImageSets" / "Main"
-    file = lists / f"{split}.txt"
-    if not file.is_file():
-        there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
-        raise NoSplitError(f"{file}: no such list; splits there: {there}")
-    known, chosen = {picture.id: picture for picture in pictures}, {}
-    for line in filter(None, map(str.strip, file.read_text(encoding="utf-8", errors="replace").splitlines())):
-        name = line if line in known else line.split()[0]  # the lists of one class have a second column
-        if name in chosen:
-            faults.append(Fault(file, name, "listed twice", "in the split"))
-        elif name in known:
-            chosen[name] = known[name]
-        else:
-            faults.append(Fault(file, name, "not annotated", f"there is no {name}.xml"))
-    return list(chosen.values())
+def _readers() -> dict[str, ModuleType]:
+    """The readers of annotations among the formats, by name; see `formats.annotated`."""
+    names = sorted(module.name for module in pkgutil.iter_modules(formats.__path__))
+    modules = {name: importlib.import_module(f"{formats.__name__}.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "read_annotations")}
 
 
-def _judged(picture: files.Picture, labels: Mapping[str, int], faults: list[Fault]) -> Record | None:
+def _judged(image: AnnotatedImage, labels: Mapping[str, int], faults: list[Fault]) -> Record | None:
     """The picture with the boxes that can be used; adds what is wrong to ``faults``."""
-    size = picture.size or files.header_size(picture.path)
+    size = image.size or header_size(image.path)
     if size is None:
-        kind = "unreadable picture" if picture.path.is_file() else "missing picture"
-        faults.append(Fault(picture.file, "", kind, f"{picture.path}, whose size is not written elsewhere"))
+        kind = "unreadable picture" if image.path.is_file() else "missing picture"
+        faults.append(Fault(image.file, "", kind, f"{image.path}, whose size is not written elsewhere"))
         return None
-    kept: dict[tuple[files.Box, str], files.Labelled] = {}
-    for each in picture.objects:
+    kept: dict[tuple[Box, str], Labelled] = {}
+    for each in image.objects:
         box, fault = _usable_box(each, size, labels)
         if box is not None and (box, each.label) in kept:
             box, fault = None, ("duplicate", f"xyxy {_text(each.box)}")
         if box is not None:
             kept[box, each.label] = each
         if fault is not None:
-            faults.append(Fault(picture.file, each.name, *fault))
-    if not picture.objects:
-        faults.append(Fault(picture.file, "", "no objects", "nothing is labelled"))
+            faults.append(Fault(image.file, each.name, *fault))
+    if not image.objects:
+        faults.append(Fault(image.file, "", "no objects", "nothing is labelled"))
     return Record(
-        picture.id,
-        picture.path,
+        image.id,
+        image.path,
         *size,
         np.array([box for box, _ in kept], np.float32).reshape(-1, 4),
         np.array([labels[label] for _, label in kept], np.int32),
@@ -225,8 +168,8 @@ def _judged(picture: files.Picture, labels: Mapping[str, int], faults: list[Faul
 
 
 def _usable_box(
-    each: files.Labelled, size: tuple[int, int], labels: Mapping[str, int]
-) -> tuple[files.Box | None, tuple[str, str] | None]:
+    each: Labelled, size: tuple[int, int], labels: Mapping[str, int]
+) -> tuple[Box | None, tuple[str, str] | None]:
     """What of the box is inside the picture, None if it cannot be used, and the fault if there is one."""
     if each.fault is not None:
         return None, each.fault
@@ -245,7 +188,7 @@ def _usable_box(
     return inside, ("clipped", said) if beyond > ROUNDING else None
 
 
-def _text(box: files.Box) -> str:
+def _text(box: Box) -> str:
     return " ".join(f"{value:g}" for value in box)
 
 
@@ -262,9 +205,9 @@ def picture(record: Record) -> np.ndarray:
       CorruptImageError: it cannot be read.
       UserError: its size is not the record's.
     """
-    image = host.decode(record.path, 3, record.path, upright=True)
+    image = decode(record.path, 3, record.path, upright=True)
     if image.shape[:2] != (record.height, record.width):
-        image = host.decode(record.path, 3, record.path)
+        image = decode(record.path, 3, record.path)
     if image.shape[:2] != (record.height, record.width):
         raise UserError(
             f"{record.path}: labelled at {record.width}×{record.height}, but it has "
@@ -277,7 +220,7 @@ def _usable(records: Sequence[Record], origin: Mapping[Path, Path], faults: list
     def error(record: Record) -> tuple[str, str] | None:
         try:
             picture(record)
-        except host.CorruptImageError as error:
+        except CorruptImageError as error:
             return ("unreadable picture" if record.path.is_file() else "missing picture"), str(error)
         except UserError as error:
             return "size", str(error)
@@ -287,3 +230,42 @@ def _usable(records: Sequence[Record], origin: Mapping[Path, Path], faults: list
         errors = list(pool.map(error, records))
     faults += [Fault(origin[r.path], "", *e) for r, e in zip(records, errors, strict=True) if e is not None]
     return [record for record, error in zip(records, errors, strict=True) if error is None]
+
+
+# ---- for training ----
+
+
+@dataclass(frozen=True)
+class AnnotatedImages:
+    """A source: ``image`` uint8 [h, w, 3], ``boxes`` float32 [k, 4], ``labels`` int32 [k], ``ignore`` bool [k].
+
+    ``ignore`` marks crowds and difficult objects, which evaluation neither rewards nor punishes.
+    Raises as `picture`.
+    """
+
+    annotations: Annotations
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names."""
+        return self.annotations.classes
+
+    def __len__(self) -> int:
+        return len(self.annotations.records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record = self.annotations.records[index]
+        ignore = record.crowd | record.difficult
+        return {"image": picture(record), "boxes": record.boxes, "labels": record.labels, "ignore": ignore}
+
+
+def only(found: Annotations, objects: int) -> Annotations:
+    """The pictures with exactly that many boxes: 1 for classification with localization.
+
+    Raises:
+      UserError: there is none.
+    """
+    records = tuple(record for record in found.records if len(record.boxes) == objects)
+    if not records:
+        raise UserError(f"no picture of {len(found.records)} has exactly {objects} box(es)")
+    return replace(found, records=records)

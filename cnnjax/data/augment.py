@@ -1,44 +1,55 @@
-"""Augmentation on the device: one image in, one image of the same shape out, under ``jax.jit``.
+"""Augmentation on the device: one example in, one example of the same shapes out, under ``jax.jit``.
 
-A random operation is a sampled parameter and a deterministic operation, key first (the form of
-google-deepmind/dm_pix). Both are written for one image ``float [h, w, c]`` with values in 0…1; `compose`
-chains random operations and `per_example` applies the chain to a batch::
+A random operation is a sampled parameter and a deterministic operation, key first (the form of google-deepmind/dm_pix).
+Both are written for one example, a dict of arrays; `compose` chains random operations, `per_example` applies the chain
+to a batch::
 
-    one = compose(partial(random_shift, max_pixels=2), random_flip_left_right)
-    augment = partial(per_example, one)  # (key, images [n, h, w, c]) → images [n, h, w, c]
+    one = compose(partial(random_affine, max_change=0.2), random_flip_left_right)
+    augment = partial(per_example, one)  # (key, batch) → batch
 
-Every deterministic operation returns the image bit for bit at its neutral parameter. Anything but one
-float image raises `TypeError`, an impossible range `ValueError`, both while tracing. `mix`, `cut_mix` and
-their random forms alone take a whole batch.
+What moves pixels moves every field by its kind: ``image`` float [h, w, c] in 0…1 (bilinear); ``boxes`` [k, 4], which
+are clipped; ``segmentation`` [h, w] and ``instance_masks`` [k, h, w] (nearest pixel). What changes colors changes
+``image`` only. All other fields stay as they are. ``box_mask`` [k], True on real boxes (added where it is missing),
+falls for a box of which less than ``min_visible`` of its area is left; the box is then zeros.
+
+Every deterministic operation returns the image bit for bit at its neutral parameter. Anything but one float image
+raises `TypeError`, an impossible range `ValueError`, other fields of wrong shapes `AssertionError`, all while tracing.
+`mix`, `cut_mix` and their random forms alone take a whole batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
-from cnnjax.types import Array, Key
+from cnnjax.ops import boxes as box_ops
+from cnnjax.types import Array, Example, Key
 
-Op = Callable[[Key, Array], jax.Array]  # (key, image or images) → the same shape
+Op = Callable[[Key, Example], Example]
+
+MIN_VISIBLE = 0.25  # as on the host, see `transforms`
+OUTSIDE = {"segmentation": 255, "instance_masks": 0}  # field → what lies outside the image
 
 
-def per_example(op: Op, key: Key, images: Array) -> jax.Array:
-    """Applies ``op`` to each image of ``[n, h, w, c]`` with a key of its own.
+def per_example(op: Op, key: Key, batch: Mapping[str, Array]) -> dict[str, jax.Array]:
+    """Applies ``op`` to each example of a batch with a key of its own.
 
-    Image i gets ``fold_in(key, i)``: its outcome depends on neither n nor the number of devices.
+    Example i gets ``fold_in(key, i)``: its outcome depends on neither the batch size nor the number of devices.
     """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
-    return jax.vmap(op)(keys, images)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(batch["image"])))
+    return jax.vmap(lambda key, example: dict(op(key, example)))(keys, dict(batch))
 
 
 def compose(*ops: Op) -> Op:
     """One operation that applies ``ops`` from left to right, each with a key of its own."""
 
-    def composed(key: Key, image: Array) -> jax.Array:
+    def composed(key: Key, example: Example) -> Example:
+        example = {name: jnp.asarray(x) for name, x in example.items()}
         for i, op in enumerate(ops):
-            image = op(jax.random.fold_in(key, i), image)
-        return jnp.asarray(image)
+            example = op(jax.random.fold_in(key, i), example)
+        return example
 
     return composed
 
@@ -46,44 +57,74 @@ def compose(*ops: Op) -> Op:
 # ---- where the pixels go ----
 
 
-def shift(image: Array, pixels: Array | tuple[int, int], fill: Array | float = 0.0) -> jax.Array:
-    """Moves the content by whole pixels, ``(down, right)``; ``fill``, a scalar or [c], takes the gap."""
-    image = _checked(image)
+def shift(
+    example: Example, pixels: Array | tuple[int, int], fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
+) -> Example:
+    """Moves the content by whole pixels, ``(down, right)``; ``fill``, a scalar or [c], is the image in the gap."""
+    image = _image(example)
+    down, right = pixels[0], pixels[1]
     h, w, _ = image.shape
-    rows, columns = jnp.arange(h) - pixels[0], jnp.arange(w) - pixels[1]
-    moved = jnp.take(jnp.take(image, rows, axis=0, mode="clip"), columns, axis=1, mode="clip")
+    rows, columns = jnp.arange(h) - down, jnp.arange(w) - right
     inside = ((rows >= 0) & (rows < h))[:, None] & ((columns >= 0) & (columns < w))[None, :]
-    return jnp.where(inside[..., None], moved, jnp.asarray(fill, image.dtype))
+
+    def taken(x: jax.Array, axis: int) -> jax.Array:
+        return jnp.take(jnp.take(x, rows, axis=axis, mode="clip"), columns, axis=axis + 1, mode="clip")
+
+    return _moved(
+        example,
+        jnp.where(inside[..., None], taken(image, 0), jnp.asarray(fill, image.dtype)),
+        lambda boxes: boxes + jnp.stack([right, down, right, down]).astype(jnp.float32),
+        lambda planes, outside: jnp.where(inside, taken(planes, planes.ndim - 2), outside),
+        min_visible,
+    )
 
 
-def random_shift(key: Key, image: Array, max_pixels: int, fill: Array | float = 0.0) -> jax.Array:
+def random_shift(
+    key: Key, example: Example, max_pixels: int, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
+) -> Example:
     """`shift` by a whole number of pixels in −max_pixels…max_pixels, drawn for each direction."""
-    return shift(image, jax.random.randint(key, (2,), -max_pixels, max_pixels + 1), fill)
+    return shift(example, jax.random.randint(key, (2,), -max_pixels, max_pixels + 1), fill, min_visible)
 
 
-def flip_left_right(image: Array) -> jax.Array:
-    """The mirror image: column 0 becomes the last."""
-    return jnp.flip(_checked(image), axis=1)
+def flip_left_right(example: Example, flip: Array | bool = True) -> Example:
+    """The mirror image, column 0 becomes the last; the example as it is where ``flip`` is False."""
+    image = _image(example)
+    width = image.shape[1]
+
+    def mirrored(boxes: jax.Array) -> jax.Array:
+        other = jnp.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+        return jnp.where(flip, other, boxes)
+
+    return _moved(
+        example,
+        jnp.where(flip, jnp.flip(image, axis=1), image),
+        mirrored,
+        lambda planes, outside: jnp.where(flip, jnp.flip(planes, axis=-1), planes),
+        0.0,
+    )
 
 
-def random_flip_left_right(key: Key, image: Array, probability: float = 0.5) -> jax.Array:
+def random_flip_left_right(key: Key, example: Example, probability: float = 0.5) -> Example:
     """`flip_left_right` with the given probability."""
-    return jnp.where(jax.random.bernoulli(key, probability), flip_left_right(image), image)
+    return flip_left_right(example, jax.random.bernoulli(key, probability))
 
 
-def affine(image: Array, matrix: Array, fill: Array | float = 0.0) -> jax.Array:
+def affine(example: Example, matrix: Array, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE) -> Example:
     """Bilinear resampling: output pixel (row, column) shows the input at ``matrix @ (row, column, 1)``.
 
+    A turned box becomes the upright one around it.
+
     Args:
-        image: float [h, w, c].
-        matrix: float [2, 3], from output to input, in pixels counted from the image's centre
-            ((h−1)/2, (w−1)/2); see `affine_matrix`.
-        fill: scalar or [c], the value of every pixel outside the image. SciPy calls this
-            ``mode="grid-constant"``. Shrinking does not low-pass the image first.
+      example: image float [h, w, c] and more.
+      matrix: float [2, 3], from output to input, in pixels counted from the image's centre
+        ((h−1)/2, (w−1)/2); see `affine_matrix`.
+      fill: scalar or [c], the value of every pixel outside the image. SciPy calls this
+        ``mode="grid-constant"``. Shrinking does not low-pass the image first.
+      min_visible: see the module.
     """
-    image = _checked(image)
+    image, matrix = _image(example), jnp.asarray(matrix)
+    chex.assert_shape(matrix, (2, 3))
     h, w, _ = image.shape
-    matrix = jnp.asarray(matrix)
     row, column = (jnp.arange(h) - (h - 1) / 2)[:, None], (jnp.arange(w) - (w - 1) / 2)[None, :]
     # No matmul: accelerators run it in bfloat16 or TF32 by default, which is whole pixels at 224.
     y = matrix[0, 0] * row + matrix[0, 1] * column + matrix[0, 2] + (h - 1) / 2
@@ -93,7 +134,29 @@ def affine(image: Array, matrix: Array, fill: Array | float = 0.0) -> jax.Array:
     # map_coordinates wants its constant static. Zero outside, it leaves room for the weight of the
     # neighbours that lie there, and a fill of one value per channel.
     covered = jnp.clip(jnp.minimum(y + 1, h - y), 0, 1) * jnp.clip(jnp.minimum(x + 1, w - x), 0, 1)
-    return (inside + jnp.asarray(fill) * (1 - covered)[..., None]).astype(image.dtype)
+
+    def nearest(planes: jax.Array, outside: Array) -> jax.Array:
+        rows, columns = jnp.floor(y + 0.5).astype(int), jnp.floor(x + 0.5).astype(int)
+        real = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
+        return jnp.where(real, planes[..., jnp.clip(rows, 0, h - 1), jnp.clip(columns, 0, w - 1)], outside)
+
+    return _moved(
+        example,
+        (inside + jnp.asarray(fill) * (1 - covered)[..., None]).astype(image.dtype),
+        lambda boxes: _affine_boxes(boxes, matrix.astype(jnp.float32), h, w),
+        nearest,
+        min_visible,
+    )
+
+
+def _affine_boxes(boxes: jax.Array, matrix: jax.Array, h: int, w: int) -> jax.Array:
+    (a, b), (c, d) = matrix[0, :2], matrix[1, :2]
+    # The corners (row, column) from the centre, moved by the inverse; no matmul, see `affine`.
+    y = jnp.stack([boxes[:, i] for i in (1, 1, 3, 3)]) - h / 2 - matrix[0, 2]
+    x = jnp.stack([boxes[:, i] for i in (0, 2, 0, 2)]) - w / 2 - matrix[1, 2]
+    rows = (d * y - b * x) / (a * d - b * c) + h / 2
+    columns = (a * x - c * y) / (a * d - b * c) + w / 2
+    return jnp.stack([columns.min(0), rows.min(0), columns.max(0), rows.max(0)], axis=1)
 
 
 def affine_matrix(
@@ -117,44 +180,57 @@ def affine_matrix(
     )
 
 
-def rotate(image: Array, degrees: Array | float, fill: Array | float = 0.0) -> jax.Array:
+def rotate(
+    example: Example, degrees: Array | float, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
+) -> Example:
     """Turns the content about the centre, counter-clockwise, bilinear."""
-    return affine(image, affine_matrix(degrees=degrees), fill)
+    return affine(example, affine_matrix(degrees=degrees), fill, min_visible)
 
 
-def zoom(image: Array, factor: Array | float, fill: Array | float = 0.0) -> jax.Array:
+def zoom(
+    example: Example, factor: Array | float, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
+) -> Example:
     """Enlarges the content about the centre by ``factor`` (below 1 shrinks it), bilinear."""
-    return affine(image, affine_matrix(zoom=factor), fill)
+    return affine(example, affine_matrix(zoom=factor), fill, min_visible)
 
 
-def translate(image: Array, offset: Array | tuple[float, float], fill: Array | float = 0.0) -> jax.Array:
+def translate(
+    example: Example, offset: Array | tuple[float, float], fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
+) -> Example:
     """Moves the content by ``(down, right)`` pixels, fractions allowed, bilinear; `shift` is faster."""
-    return affine(image, affine_matrix(offset=offset), fill)
+    return affine(example, affine_matrix(offset=offset), fill, min_visible)
 
 
-def random_rotate(key: Key, image: Array, max_degrees: float, fill: Array | float = 0.0) -> jax.Array:
+def random_rotate(
+    key: Key, example: Example, max_degrees: float, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
+) -> Example:
     """`rotate` by an angle uniform in −max_degrees…max_degrees."""
-    return random_affine(key, image, max_degrees=max_degrees, fill=fill)
+    return random_affine(key, example, max_degrees=max_degrees, fill=fill, min_visible=min_visible)
 
 
-def random_zoom(key: Key, image: Array, max_change: float, fill: Array | float = 0.0) -> jax.Array:
+def random_zoom(
+    key: Key, example: Example, max_change: float, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
+) -> Example:
     """`zoom` by a factor uniform in 1 − max_change … 1 + max_change."""
-    return random_affine(key, image, max_change=max_change, fill=fill)
+    return random_affine(key, example, max_change=max_change, fill=fill, min_visible=min_visible)
 
 
-def random_translate(key: Key, image: Array, max_pixels: float, fill: Array | float = 0.0) -> jax.Array:
+def random_translate(
+    key: Key, example: Example, max_pixels: float, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
+) -> Example:
     """`translate` by an offset uniform in −max_pixels…max_pixels, drawn for each direction."""
-    return random_affine(key, image, max_pixels=max_pixels, fill=fill)
+    return random_affine(key, example, max_pixels=max_pixels, fill=fill, min_visible=min_visible)
 
 
 def random_affine(
     key: Key,
-    image: Array,
+    example: Example,
     max_degrees: float = 0.0,
     max_change: float = 0.0,
     max_pixels: float = 0.0,
     fill: Array | float = 0.0,
-) -> jax.Array:
+    min_visible: float = MIN_VISIBLE,
+) -> Example:
     """A random rotation, zoom and translation with one resampling: faster and sharper than three.
 
     The units are those of `random_rotate`, `random_zoom` and `random_translate`.
@@ -162,59 +238,84 @@ def random_affine(
     for_angle, for_zoom, for_offset = jax.random.split(key, 3)
     degrees = jax.random.uniform(for_angle, (), minval=-max_degrees, maxval=max_degrees)
     offset = jax.random.uniform(for_offset, (2,), minval=-max_pixels, maxval=max_pixels)
-    return affine(image, affine_matrix(degrees, _factor(for_zoom, max_change), offset), fill)
+    return affine(example, affine_matrix(degrees, _factor(for_zoom, max_change), offset), fill, min_visible)
+
+
+def _moved(
+    example: Example,
+    image: jax.Array,
+    boxes: Callable[[jax.Array], jax.Array],
+    planes: Callable[[jax.Array, Array], jax.Array],
+    min_visible: float,
+) -> Example:
+    """The example with the new ``image``, its boxes and its planes (given with what lies outside) moved."""
+    h, w, _ = image.shape
+    moved = {**example, "image": image}
+    for name, outside in OUTSIDE.items():
+        if name in example:
+            chex.assert_shape(example[name], (h, w) if name == "segmentation" else (None, h, w))
+            values = jnp.asarray(example[name])
+            moved[name] = planes(values, jnp.asarray(outside, values.dtype))
+    if "boxes" in example:
+        before = jnp.asarray(example["boxes"])
+        mask = jnp.asarray(example.get("box_mask", jnp.ones(len(before), bool)), bool)
+        chex.assert_shape(before, (len(mask), 4))
+        after = boxes(before)
+        share = box_ops.visible(after, h, w)
+        mask = mask & (share > 0) & (share >= min_visible)
+        moved |= {"boxes": jnp.where(mask[:, None], box_ops.clip(after, h, w), 0), "box_mask": mask}
+    return moved
 
 
 # ---- what the pixels are ----
 
 
-def brightness(image: Array, factor: Array | float) -> jax.Array:
+def brightness(example: Example, factor: Array | float) -> Example:
     """``image × factor`` clipped to 0…1, as ``PIL.ImageEnhance.Brightness``: 0 is black, 1 the image."""
-    image = _checked(image)
-    return jnp.clip(image * jnp.asarray(factor, image.dtype), 0.0, 1.0)
+    image = _image(example)
+    return {**example, "image": jnp.clip(image * jnp.asarray(factor, image.dtype), 0.0, 1.0)}
 
 
-def random_brightness(key: Key, image: Array, max_change: float) -> jax.Array:
+def random_brightness(key: Key, example: Example, max_change: float) -> Example:
     """`brightness` by a factor uniform in 1 − max_change … 1 + max_change."""
-    return brightness(image, _factor(key, max_change))
+    return brightness(example, _factor(key, max_change))
 
 
-def contrast(image: Array, factor: Array | float) -> jax.Array:
+def contrast(example: Example, factor: Array | float) -> Example:
     """Scales the distance from the mean grey, clipped to 0…1, as ``PIL.ImageEnhance.Contrast``.
 
     0 is a uniform grey, 1 the image. The grey of an RGB image is its luma (ITU-R BT.601), as in PIL; that
     of another number of channels is their mean.
     """
-    image = _checked(image)
+    image = _image(example)
     factor = jnp.asarray(factor, image.dtype)
     luma = jnp.array([0.299, 0.587, 0.114], image.dtype)
     grey = jnp.sum(image * luma, axis=-1) if image.shape[-1] == 3 else image
     # Not grey + factor × (image − grey), which rounds: factor 1 must return the image exactly.
-    return jnp.clip(factor * image + (1 - factor) * jnp.mean(grey), 0.0, 1.0)
+    return {**example, "image": jnp.clip(factor * image + (1 - factor) * jnp.mean(grey), 0.0, 1.0)}
 
 
-def random_contrast(key: Key, image: Array, max_change: float) -> jax.Array:
+def random_contrast(key: Key, example: Example, max_change: float) -> Example:
     """`contrast` by a factor uniform in 1 − max_change … 1 + max_change."""
-    return contrast(image, _factor(key, max_change))
+    return contrast(example, _factor(key, max_change))
 
 
-def cutout(image: Array, corner: Array | tuple[int, int], side: int, fill: Array | float = 0.0) -> jax.Array:
-    """Fills a square of ``side`` pixels whose top left pixel is ``corner`` (row, column).
+def cutout(example: Example, corner: Array | tuple[int, int], side: int, fill: Array | float = 0.0) -> Example:
+    """Fills a square of the image, of ``side`` pixels, whose top left pixel is ``corner`` (row, column).
 
     The square may lie partly outside the image (DeVries & Taylor 2017, "Improved Regularization of
     Convolutional Neural Networks with Cutout", section 3.2).
     """
-    image = _checked(image)
+    image = _image(example)
     rows, columns = jnp.arange(image.shape[0]) - corner[0], jnp.arange(image.shape[1]) - corner[1]
     inside = ((rows >= 0) & (rows < side))[:, None] & ((columns >= 0) & (columns < side))[None, :]
-    return jnp.where(inside[..., None], jnp.asarray(fill, image.dtype), image)
+    return {**example, "image": jnp.where(inside[..., None], jnp.asarray(fill, image.dtype), image)}
 
 
-def random_cutout(key: Key, image: Array, side: int, fill: Array | float = 0.0) -> jax.Array:
+def random_cutout(key: Key, example: Example, side: int, fill: Array | float = 0.0) -> Example:
     """`cutout` of a square whose centre is drawn among the image's pixels."""
-    image = _checked(image)
-    centre = jax.random.randint(key, (2,), 0, jnp.array(image.shape[:2]))
-    return cutout(image, centre - side // 2, side, fill)
+    centre = jax.random.randint(key, (2,), 0, jnp.array(_image(example).shape[:2]))
+    return cutout(example, centre - side // 2, side, fill)
 
 
 # ---- whole batches ----
@@ -271,6 +372,8 @@ def cut_mix(images: Array, labels: Array, corners: Array, sizes: Array) -> tuple
     Returns:
         Images [n, h, w, c], and labels [n, k] mixed by the share of pixels of each.
     """
+    chex.assert_rank([images, labels], [4, 2])
+    chex.assert_shape([corners, sizes], (len(images), 2))
     h, w = images.shape[1:3]
     inside = [
         (jnp.arange(size) >= corners[:, i, None]) & (jnp.arange(size) < (corners + sizes)[:, i, None])
@@ -301,8 +404,8 @@ def cutmix(key: Key, images: Array, labels_onehot: Array, alpha: float) -> tuple
     return cut_mix(images, labels_onehot, centres - sizes // 2, sizes)
 
 
-def _checked(image: Array) -> jax.Array:
-    image = jnp.asarray(image)
+def _image(example: Example) -> jax.Array:
+    image = jnp.asarray(example["image"])
     if image.ndim != 3 or not jnp.issubdtype(image.dtype, jnp.floating):
         raise TypeError(f"expected one image, float [h, w, c], got {image.dtype} {list(image.shape)}")
     return image

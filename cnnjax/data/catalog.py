@@ -1,19 +1,21 @@
-"""Data sets by name: ``digits`` (embedded), any tensorflow-datasets name, or a folder of images."""
+"""Data sets by name: ``digits`` (embedded), any tensorflow-datasets name, a folder of images, or annotations."""
 
+import contextlib
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from cnnjax.data import host
-from cnnjax.data.sources import Arrays, Folder, Source, Subset, Tfds
+from cnnjax.data import annotations
+from cnnjax.data.formats import tfds
+from cnnjax.data.formats.annotated import NoSplitError
+from cnnjax.data.formats.folders import Folder
+from cnnjax.data.sources import Arrays, Source, Subset
 from cnnjax.types import UserError
 
 # Data set → its splits in tfds' syntax. Where the publisher has no validation split, the tail of train serves;
@@ -59,27 +61,27 @@ def load(
       UserError: unknown name, data set not (or half) prepared, a bad split, a bad folder.
     """
     chosen = {part: text for part, text in (splits or {}).items() if text}
-    if chosen and (name == "digits" or is_folder(name)):
+    if chosen and (name in EMBEDDED or is_folder(name)):
         raise UserError(f"{name} has fixed splits; {sorted(chosen)} can be chosen for tfds data sets only")
-    if name == "digits":
-        return digits()
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
     if is_folder(name):
         return folder(Path(name).expanduser(), channels, fractions)
-    directory = tfds_directory(data_dir)
-    texts = {**TFDS.get(_base(name), OTHER_TFDS), **chosen}
-    return Splits(**{part: tfds_split(name, text, directory) for part, text in texts.items()})
-
-
-def tfds_directory(data_dir: Path | None) -> Path:
-    """Where tfds data sets lie: ``data_dir``, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
-    return data_dir or Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    directory = tfds.tfds_directory(data_dir)
+    texts = {**TFDS.get(tfds.base_name(name), OTHER_TFDS), **chosen}
+    try:
+        return Splits(**{part: tfds.tfds_split(name, text, directory) for part, text in texts.items()})
+    except tfds.UnknownNameError as error:
+        near = get_close_matches(name.lower(), [*EMBEDDED, *tfds.known_names()], 3) or [*EMBEDDED, *TFDS]
+        raise UserError(f"{error}: did you mean {', '.join(near)}, or the path of a folder?") from error
 
 
 def is_folder(name: str) -> bool:
-    """Whether a data set's name is a path: of a folder that exists, or with a separator but no tfds name before it."""
-    if not name or name == "digits" or _base(name) in TFDS:
+    """True for a path: of a folder that exists, or with a separator but no tfds name before it."""
+    base = tfds.base_name(name)
+    if not name or name in EMBEDDED or base in TFDS:
         return False
-    return Path(name).expanduser().is_dir() or (os.sep in name and _base(name) not in _tfds_names())
+    return Path(name).expanduser().is_dir() or (os.sep in name and base not in tfds.known_names())
 
 
 def digits() -> Splits:
@@ -89,19 +91,21 @@ def digits() -> Splits:
     """
     data = load_digits()
     images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
-    everything = Arrays(images, data.target.astype(np.int32), tuple(str(digit) for digit in range(10)))
-    rest, test = _stratified(everything.labels, 0.2)
-    train, valid = _stratified(everything.labels[rest], 0.1)
-    return Splits(
-        *(
-            Arrays(images[part], everything.labels[part], everything.classes)
-            for part in (rest[train], rest[valid], test)
-        )
-    )
+    classes = tuple(str(digit) for digit in range(10))
+    labels = data.target.astype(np.int32)
+    rest, test = _cut(labels, np.arange(len(labels)), 0.2)
+    train, valid = _cut(labels, rest, 0.1)
+    return Splits(*(Arrays({"image": images[part], "label": labels[part]}, classes) for part in (train, valid, test)))
 
 
-def _stratified(labels: np.ndarray, fraction: float) -> list[np.ndarray]:
-    return train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=0)
+EMBEDDED: Mapping[str, Callable[[], Splits]] = {"digits": digits}
+
+
+def _cut(labels: np.ndarray | None, indices: np.ndarray, fraction: float) -> list[np.ndarray]:
+    """Cuts a fraction off ``indices``, reproducibly, and stratified by the labels of all: what is kept, what is cut."""
+    strata = None if labels is None else labels[indices]
+    kept, cut = train_test_split(np.arange(len(indices)), test_size=fraction, stratify=strata, random_state=0)
+    return [indices[kept], indices[cut]]
 
 
 def folder(root: Path, channels: int = 3, fractions: tuple[float, float] = (0.15, 0.15)) -> Splits:
@@ -124,8 +128,8 @@ def folder(root: Path, channels: int = 3, fractions: tuple[float, float] = (0.15
     parts: dict[str, Source] = dict(given)
     for part, fraction in zip(("test", "valid"), fractions, strict=True):
         if part not in given:
-            kept, cut = _cut(whole, train, part, fraction)
-            train, parts[part] = train[kept], Subset(whole, train[cut])
+            train, cut = _cut_class_folders(whole, train, part, fraction)
+            parts[part] = Subset(whole, cut)
     return Splits(train=Subset(whole, train), **parts)
 
 
@@ -137,12 +141,11 @@ def _has_folders(path: Path) -> bool:
     return path.is_dir() and any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
 
 
-def _cut(whole: Folder, indices: np.ndarray, part: str, fraction: float) -> list[np.ndarray]:
-    labels = whole.labels[indices]
+def _cut_class_folders(whole: Folder, indices: np.ndarray, part: str, fraction: float) -> list[np.ndarray]:
     try:
-        return _stratified(labels, fraction)
+        return _cut(whole.labels, indices, fraction)
     except ValueError as error:
-        counts = np.bincount(labels, minlength=len(whole.classes))
+        counts = np.bincount(whole.labels[indices], minlength=len(whole.classes))
         fewest = int(counts.argmin())
         raise UserError(
             f"too few images to cut a {part} split off the {len(indices)} in {len(counts)} classes, the fewest being "
@@ -150,83 +153,60 @@ def _cut(whole: Folder, indices: np.ndarray, part: str, fraction: float) -> list
         ) from error
 
 
-def tfds_split(name: str, split: str, directory: Path) -> Tfds:
-    """One split of a data set that tensorflow-datasets prepared as array_record; read without TensorFlow."""
-    import tensorflow_datasets as tfds  # costs half a second, and only this needs it
+def load_annotated(path: Path, test_fraction: float, valid_fraction: float, objects: int | None = None) -> Splits:
+    """Opens images with boxes in the splits that their folder names; splits that it does not name are cut off.
 
-    builder = _builder(name, directory)
-    features = builder.info.features
-    kinds = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = kinds.get("image"), kinds.get("label")
-    if not (
-        isinstance(image, tfds.features.Image)
-        and isinstance(label, tfds.features.ClassLabel)
-        and image.np_dtype == np.uint8
-        and image.shape[-1] in host.MODES
-    ):
-        raise UserError(
-            f"{name} has no uint8 image with 1 or 3 channels and class label: it has {' '.join(repr(features).split())}"
-        )
-    try:
-        if not builder.info.splits[split].num_examples:
-            raise UserError(f"{name}, split {split!r}: no examples in it")
-        records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{name}, split {split!r}: {' '.join(str(error).split())}") from error
-    return Tfds(records, tuple(label.names), image.shape[-1], f"{name} {split}")
+    Cuts are reproducible, and stratified by class where every image has one object. Prints a line for each named split.
 
+    Args:
+      path: a Pascal VOC folder, a COCO JSON file, a VIA file, …; see `annotations.open`.
+      test_fraction: of all photos, where there is no split test.
+      valid_fraction: of the others, where there is no split val or valid.
+      objects: takes the images with exactly that many boxes only; None: all.
 
-def _builder(name: str, directory: Path) -> Any:
-    """Opens what lies on the disk, complete; the data set's own code, which may need TensorFlow, is not run."""
-    import tensorflow_datasets as tfds
+    Returns:
+      Splits of `annotations.AnnotatedImages`, or subsets of one.
 
-    folder, prepare = directory / _base(name), _prepare_command(name, directory)
-    try:
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=directory)
-    except tfds.core.registered.DatasetNotFoundError as error:
-        _check_known(name)
-        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        first = f"{folder} holds only {found}; if that is incomplete delete it, then " if found else ""
-        cure = f"{first}run {prepare}, or give another --data-dir"
-        raise UserError(f"{name} is not prepared in {directory}: {cure}") from error
-    # For damaged metadata tfds raises errors of its own, of protobuf and of json.
-    except Exception as error:
-        _check_known(name)
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name} in {directory} is damaged ({reason}): delete {folder}, then run {prepare}") from error
-    if builder.name != _base(name):
-        _check_known(name)  # tfds takes MNIST for mnist, this catalog does not
-    _check_files(builder, name, directory)
-    return builder
+    Raises:
+      UserError: as ``annotations.open``; a photo is in two splits; too few photos to cut.
+    """
+    named = _named(path) or {"train": annotations.open(path)}
+    for part, split in named.items():
+        print(f"{path}, {part}: {len(split.records)} photos, {len(split.faults)} faults in their labels")
+    _check_apart(named)
+    found = {part: split if objects is None else annotations.only(split, objects) for part, split in named.items()}
+    parts: dict[str, Source] = {part: annotations.AnnotatedImages(split) for part, split in found.items()}
+    records, whole = found["train"].records, parts["train"]
+    labels = np.array([record.labels[0] for record in records]) if objects == 1 else None
+    train = np.arange(len(records))
+    for part, fraction in (("test", test_fraction), ("valid", valid_fraction)):
+        if part not in parts:
+            try:
+                train, cut = _cut(labels, train, fraction)
+            except ValueError as error:
+                few = f"too few photos to cut a split {part} of {fraction} off {len(train)}"
+                raise UserError(f"{few}: {error}") from error
+            parts[part] = Subset(whole, cut)
+    return Splits(**{**parts, "train": Subset(whole, train)})
 
 
-def _check_files(builder: Any, name: str, directory: Path) -> None:
-    again = f"delete {builder.data_path}, then run {_prepare_command(name, directory)}"
-    form = builder.info.file_format.value
-    if form != "array_record":
-        raise UserError(f"{name} in {directory} is stored as {form}, not array_record: {again}")
-    files = [Path(path) for split in builder.info.splits.values() for path in split.filepaths]
-    missing = [path.name for path in files if not path.is_file() or not path.stat().st_size]
-    if missing:
-        raise UserError(f"{name} in {directory} is half prepared, missing or empty are {missing[:3]}: {again}")
+def _check_apart(named: Mapping[str, annotations.Annotations]) -> None:
+    parts: dict[Path, str] = {}
+    for part, split in named.items():
+        for record in split.records:
+            if parts.setdefault(record.path, part) != part:
+                raise UserError(f"{record.path} is in the splits {parts[record.path]} and {part}: take it out of one")
 
 
-def _prepare_command(name: str, directory: Path) -> str:
-    return f"`python -m cnnjax.data.prepare {name} --data-dir {directory}` (it needs `pip install -e '.[prepare]'`)"
-
-
-def _base(name: str) -> str:
-    return name.split(":")[0].split("/")[0]
-
-
-def _tfds_names() -> list[str]:
-    import tensorflow_datasets as tfds
-
-    return tfds.list_builders(with_community_datasets=False)
-
-
-def _check_known(name: str) -> None:
-    names = ["digits", *_tfds_names()]
-    if _base(name) not in names or not re.fullmatch(r"[\w/:.]+", name):
-        near = get_close_matches(name.lower(), names, 3) or ["digits", *TFDS]
-        raise UserError(f"unknown data set {name!r}: did you mean {', '.join(near)}, or the path of a folder?")
+def _named(path: Path) -> dict[str, annotations.Annotations]:
+    """The splits that a folder names, with the classes of its training split; none where it names no training split."""
+    found: dict[str, annotations.Annotations] = {}
+    for part, names in _PARTS.items() if path.is_dir() else ():
+        classes = found["train"].classes if found else None
+        for name in names:
+            with contextlib.suppress(NoSplitError):
+                found[part] = annotations.open(path, name, classes=classes)
+                break
+        if "train" not in found:
+            return {}
+    return found

@@ -1,22 +1,28 @@
 """From a source to batches: the batch at step s is a pure function of (seed, s).
 
-Sources in memory are indexed; others go through Grain, which reads, decodes and prefetches with threads (or worker
-processes). Both draw their order from ``order``, so a set that is moved from disk to memory trains the same run.
+Sources in memory are indexed; others go through Grain, which reads, decodes and prefetches example by example with
+threads (or worker processes). Both draw their order from ``order``, so a set that is moved from disk to memory trains
+the same run.
 """
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
 from cnnjax import sharding
-from cnnjax.data.host import Transform
-from cnnjax.data.sources import Arrays, Source
-from cnnjax.types import Batch, UserError
+from cnnjax.data import transforms
+from cnnjax.data.sources import Arrays, Source, stack
+from cnnjax.types import Example, UserError
 
-RandomTransform = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+Load = Callable[..., Example]
+"""(generator, index) → example; with the argument ``size`` where that changes by step. It may read several images."""
+
+BUFFERED_BATCHES = 2  # that wait while one trains
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -37,23 +43,15 @@ def order(examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
-class _Positions:
-    """Step → the indices of this process's rows of its batch; keeps the permutation of one epoch."""
+@functools.lru_cache(maxsize=2)  # threads work on the end of one epoch and the start of the next
+def _order(examples: int, seed: int, epoch: int) -> np.ndarray:
+    return order(examples, seed, epoch)
 
-    def __init__(self, examples: int, batch_size: int, seed: int) -> None:
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
-        self.per_epoch = steps_per_epoch(examples, batch_size)
-        self.rows = sharding.local_rows(batch_size)  # here: a worker process does not know which host it is on
-        self.latest = (-1, np.empty(0, np.int64))
 
-    def __call__(self, step: int) -> np.ndarray:
-        epoch, index = divmod(step, self.per_epoch)
-        known, permutation = self.latest  # one tuple, so that threads never see half a change
-        if known != epoch:
-            permutation = order(self.examples, self.seed, epoch)
-            self.latest = (epoch, permutation)
-        rows = permutation[index * self.batch_size : (index + 1) * self.batch_size]
-        return rows[self.rows]
+def loader(source: Source, *chain: transforms.Transform | transforms.RandomTransform) -> Load:
+    """``source[index]``, then each transform in turn; the random ones draw from the example's generator."""
+    transform = transforms.compose(*chain)
+    return lambda rng, index: transform(rng, source[index])
 
 
 def train_batches(
@@ -62,95 +60,81 @@ def train_batches(
     seed: int,
     start: int = 0,
     *,
-    transform: Transform | None = None,
-    random: RandomTransform | None = None,
+    load: Load | None = None,
+    size_at: Callable[[int], int] | None = None,
     threads: int = 8,
     workers: int = 0,
-) -> Iterator[Batch]:
-    """Endless batches from step ``start`` on.
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches from step ``start`` on, every field of the examples stacked.
 
     Args:
-      batch_size: images in the global batch; this process gets its share of the rows.
-      transform: host transform of one image; not used for ``Arrays``, which have it behind them.
-      random: in its place, a host transform that draws; each image of each step has a generator of its own.
+      source: gives the number of examples, and without ``load`` the examples.
+      batch_size: examples in the global batch; this process gets its share of the rows.
+      seed: of the order, and of the generators.
+      start: step.
+      load: makes the example at an index of ``source``; each row of each step has a generator of its own.
+      size_at: step → image size, the argument ``size`` of ``load``.
       threads: that read and decode, in each worker.
       workers: processes beside this one; 0 keeps everything in threads.
 
     Raises:
       UserError: at once for a batch larger than the source or a negative number; later, from the iterator, for images
-        that cannot be read or differ in shape.
+        that cannot be read and fields that differ in shape.
     """
     numbers = {"seed": seed, "start": start, "threads": threads, "workers": workers}
     if negative := [f"{name} {value}" for name, value in numbers.items() if value < 0]:
         raise UserError(f"{', '.join(negative)}: must not be negative")
-    positions = _Positions(len(source), batch_size, seed)
-    if isinstance(source, Arrays) and random is None:
-        return array_batches({"image": source.images, "label": source.labels}, batch_size, seed, start)
+    examples, per_epoch = len(source), steps_per_epoch(len(source), batch_size)
+    rows = sharding.local_rows(batch_size)  # here: a worker process does not know which host it is on
 
-    def load(step: int) -> dict[str, np.ndarray]:
-        return _load(source, positions(step), transform if random is None else _drawing(random, seed, step, positions))
+    def indices(step: int) -> np.ndarray:
+        epoch, batch = divmod(step, per_epoch)
+        return _order(examples, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
 
-    return _read(grain.MapDataset.range(start, start + 2**40).map(lambda step: load(int(step))), threads, workers)
+    if isinstance(source, Arrays) and load is None:
+        return (source[indices(step)[rows]] for step in itertools.count(start))
 
+    def example(step: int, row: int) -> Example:
+        index = int(indices(step)[row])
+        if load is None:
+            return source[index]
+        size = {} if size_at is None else {"size": size_at(step)}
+        return load(np.random.default_rng([seed, step, row]), index, **size)
 
-def array_batches(arrays: Mapping[str, np.ndarray], batch_size: int, seed: int, start: int = 0) -> Iterator[Batch]:
-    """Endless batches from step ``start`` on of arrays that have the same length, in the order of ``train_batches``."""
-    positions = _Positions(len(next(iter(arrays.values()))), batch_size, seed)
-    rows = map(positions, itertools.count(start))
-    return ({name: array[chosen] for name, array in arrays.items()} for chosen in rows)
-
-
-def _drawing(random: RandomTransform, seed: int, step: int, positions: _Positions) -> Transform:
-    """``random`` with a generator for each row of the global batch, to be called row by row."""
-    rows = iter(range(positions.rows.start, positions.rows.stop))
-    return lambda image: random(np.random.default_rng([seed, step, next(rows)]), image)
+    return _read(example, range(start, start + 2**40), rows, threads, workers)
 
 
-def _load(source: Source, indices: np.ndarray, transform: Transform | None) -> dict[str, np.ndarray]:
-    examples = [source[int(index)] for index in indices]
-    images = [example["image"] if transform is None else transform(example["image"]) for example in examples]
-    if len(shapes := {image.shape for image in images}) > 1:
-        raise UserError(f"images of different shapes, such as {sorted(shapes)[:3]}: give a size to bring them to")
-    return {"image": np.stack(images), "label": np.array([example["label"] for example in examples], np.int32)}
+def eval_batches(source: Source, batch_size: int, *, threads: int = 8) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, in order, this process's rows of each batch; the last batch is filled up.
+
+    ``example_mask``, float32 [n], is 0 on the filling.
+    """
+    rows, batches, last = sharding.local_rows(batch_size), range(-(-len(source) // batch_size)), len(source) - 1
+
+    def marked(index: Any) -> dict[str, Any]:
+        return {**source[np.minimum(index, last)], "example_mask": np.float32(index <= last)}
+
+    if isinstance(source, Arrays):
+        return (marked(np.arange(batch * batch_size, (batch + 1) * batch_size)[rows]) for batch in batches)
+    return _read(lambda batch, row: marked(batch * batch_size + row), batches, rows, threads, 0)
 
 
-def _read(data: grain.MapDataset, threads: int, workers: int) -> Iterator[Batch]:
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
-    stream = data.to_iter_dataset(options)
+def _read(
+    example: Callable[[int, int], Example], batches: range, rows: slice, threads: int, workers: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of ``example(batch, row)``, read in parts that are small enough to keep all threads busy."""
+    size = -(-(rows.stop - rows.start) // (2 * max(threads, 1)))
+    firsts = range(rows.start, rows.stop, size)
+
+    def part(position: int) -> list[Example]:
+        batch, number = divmod(int(position), len(firsts))
+        return [example(batch, row) for row in range(firsts[number], min(firsts[number] + size, rows.stop))]
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(BUFFERED_BATCHES * len(firsts), threads))
+    positions = grain.MapDataset.range(batches.start * len(firsts), batches.stop * len(firsts))
+    stream = positions.map(part).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers inherit absl's flags and refuse unparsed ones
         stream = stream.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
-    return iter(stream)
-
-
-def eval_batches(
-    source: Source, batch_size: int, *, transform: Transform | None = None, threads: int = 8
-) -> Iterator[Batch]:
-    """Every example once, in order, this process's rows; the last batch is filled up, ``mask`` is 0 on the filling."""
-    if isinstance(source, Arrays):
-        return array_eval_batches({"image": source.images, "label": source.labels}, batch_size)
-    rows, count = sharding.local_rows(batch_size), -(-len(source) // batch_size)
-
-    def load(index: int) -> dict[str, np.ndarray]:
-        chosen, mask = _chosen(index, batch_size, len(source), rows)
-        return {**_load(source, chosen, transform), "mask": mask}
-
-    return _read(grain.MapDataset.range(count).map(load), threads, 0)
-
-
-def array_eval_batches(arrays: Mapping[str, np.ndarray], batch_size: int) -> Iterator[Batch]:
-    """``eval_batches`` of arrays that have the same length."""
-    size, rows = len(next(iter(arrays.values()))), sharding.local_rows(batch_size)
-
-    def load(index: int) -> dict[str, np.ndarray]:
-        chosen, mask = _chosen(index, batch_size, size, rows)
-        return {**{name: array[chosen] for name, array in arrays.items()}, "mask": mask}
-
-    return map(load, range(-(-size // batch_size)))
-
-
-def _chosen(index: int, batch_size: int, size: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-    """The examples of this process's rows of a batch, and 1 where they are not the filling."""
-    indices = np.arange(index * batch_size, (index + 1) * batch_size)[rows]
-    return np.minimum(indices, size - 1), (indices < size).astype(np.float32)
+    return iter(stream.batch(len(firsts), batch_fn=lambda parts: stack([each for part in parts for each in part])))

@@ -1,64 +1,64 @@
-"""Sources: random access to labelled images, ``source[i] → {"image": uint8 [h, w, c], "label": int}``."""
+"""Sources: random access to examples, ``source[i] → {"image": uint8 [h, w, c], "label": int32, …}``."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from cnnjax.data import host
-from cnnjax.types import UserError
+from cnnjax.data.formats.folders import Folder
+from cnnjax.data.formats.images import MODES, CorruptImageError
+from cnnjax.data.formats.tfds import Tfds
+from cnnjax.types import Example, UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 DECODE_THREADS = 8
 
 
 class Source(Protocol):
-    """Labelled images by index."""
+    """Examples by index."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> Example: ...
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Images in memory.
+    """Examples in memory.
 
     Attributes:
-      images: uint8 [n, h, w, c], c = 1 or 3.
-      labels: int32 [n], 0 … len(classes) − 1.
-      classes: their names.
+      fields: name → array [n, …]. ``image`` is uint8 [n, h, w, 1 | 3], ``label`` integer [n], 0 … len(classes) − 1.
+      classes: names of the classes.
 
     Raises:
-      UserError: wrong rank, dtype, channel count or length, or a label out of range.
+      UserError: fields of different lengths, wrong rank, dtype or channel count, or a label out of range.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    fields: Mapping[str, np.ndarray]
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.shape[-1] not in host.MODES or self.images.dtype != np.uint8:
-            raise UserError(f"images must be uint8 [n, h, w, 1 or 3], got {self.images.dtype} {self.images.shape}")
-        if self.labels.shape != self.images.shape[:1] or not np.issubdtype(self.labels.dtype, np.integer):
-            raise UserError(
-                f"labels must be integers [{len(self.images)}], one per image, "
-                f"got {self.labels.dtype} {self.labels.shape}"
-            )
-        check_labels(self.labels, self.classes)
+        image, label = self.fields.get("image"), self.fields.get("label")
+        if image is not None and (image.ndim != 4 or image.shape[-1] not in MODES or image.dtype != np.uint8):
+            raise UserError(f"images must be uint8 [n, h, w, 1 or 3], got {image.dtype} {image.shape}")
+        if label is not None and (label.shape != (len(self),) or not np.issubdtype(label.dtype, np.integer)):
+            raise UserError(f"labels must be integers [{len(self)}], one per example, got {label.dtype} {label.shape}")
+        lengths = {name: len(values) for name, values in self.fields.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"fields must have the same length, one row per example, got {lengths}")
+        if label is not None:
+            check_labels(label, self.classes)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(next(iter(self.fields.values())))
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
-        return {"image": self.images[index], "label": self.labels[index].astype(np.int32)}
+        found = {name: values[index] for name, values in self.fields.items()}
+        return {**found, "label": found["label"].astype(np.int32)} if "label" in found else found
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str]) -> None:
@@ -72,131 +72,109 @@ def check_labels(labels: np.ndarray, classes: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Subset:
-    """The examples of ``source`` at ``indices``."""
+class _Wrapper:
+    """A source made of another one, of the same length and classes."""
 
     source: Source
-    indices: np.ndarray
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names of the whole."""
+        """Class names of ``source``."""
         return self.source.classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True)
+class Subset(_Wrapper):
+    """The examples of ``source`` at ``indices``, an array of integers."""
+
+    indices: np.ndarray
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Example:
         return self.source[int(self.indices[index])]
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Image files under one sub-folder per class; read when asked for.
+class Mapped(_Wrapper):
+    """The examples of ``source``, each through ``transform``, which is deterministic and leaves ``label`` alone."""
 
-    Attributes:
-      paths: of the images, by class and sorted; hidden files and folders are left out.
-      labels: int32 [n].
-      classes: names of the sub-folders, sorted.
-      channels: 1 or 3; files are converted, and turned as their EXIF orientation says.
-    """
+    transform: Callable[[Example], Example]
 
-    paths: tuple[Path, ...]
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    channels: int = 3
-
-    @staticmethod
-    def open(root: Path, channels: int = 3, classes: Sequence[str] | None = None) -> "Folder":
-        """Lists ``root``.
-
-        Args:
-          classes: the class names to expect, e.g. those of the training folder.
-
-        Raises:
-          UserError: no folder, fewer than two class folders, one without images, or other classes than expected.
-        """
-        if not root.is_dir():
-            raise UserError(f"{root}: no such folder; expected one with a sub-folder of images for each class")
-        found = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
-        if not found:
-            raise UserError(f"{root}: no class folders in it; expected one sub-folder of images for each class")
-        if len(found) == 1:
-            inner = root / found[0]
-            hint = f"; did you mean {inner}?" if any(p.is_dir() for p in inner.iterdir()) else ""
-            raise UserError(f"{root}: {found[0]!r} is its only class folder; a classifier needs two or more{hint}")
-        if classes is not None and tuple(classes) != found:
-            raise UserError(f"{root}: its classes {list(found)} are not those of the training set {list(classes)}")
-        files = [images_below(root / name) for name in found]
-        empty = [name for name, paths in zip(found, files, strict=True) if not paths]
-        if empty:
-            raise UserError(f"{root}: no images in class folder(s) {empty}: add some, or remove the folder(s)")
-        labels = np.repeat(np.arange(len(found), dtype=np.int32), [len(paths) for paths in files])
-        return Folder(tuple(p for paths in files for p in paths), labels, found, channels)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image = host.decode(self.paths[index], self.channels, self.paths[index], upright=True)
-        return {"image": image, "label": int(self.labels[index])}
-
-
-def images_below(root: Path) -> list[Path]:
-    """Paths of the images in a folder and those in it, sorted; hidden files and folders are left out."""
-    found = []
-    for folder, below, files in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [Path(folder, name) for name in files if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    def __getitem__(self, index: int) -> Example:
+        return self.transform(self.source[index])
 
 
 @dataclass(frozen=True)
-class Tfds:
-    """A split prepared by tensorflow-datasets, images decoded here (its own decoding is ten times slower)."""
+class Lenient(_Wrapper):
+    """The examples of ``source`` with the field ``readable``; ``blank`` where an image cannot be read."""
 
-    records: Any  # a tfds data source, or a list
+    blank: Example
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            return {**self.source[index], "readable": True}
+        except CorruptImageError:
+            return {**self.blank, "readable": False}
+
+    def errors(self, readable: np.ndarray) -> list[str]:
+        """Messages of the examples that cannot be read.
+
+        Args:
+          readable: bool [n], the field of all examples.
+
+        Raises:
+          UserError: none of all can be read.
+        """
+        found = [error for index in np.flatnonzero(~readable) if (error := _read(self.source, int(index))[1])]
+        if len(readable):
+            _check_any(len(readable), found)
+        return found
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """``source`` with ``places[label]`` in the place of each label; ``classes`` names the places."""
+
+    source: Source
+    places: np.ndarray
     classes: tuple[str, ...]
-    channels: int
-    name: str
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.source)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} examples, no example {index}")
-        record = self._fetch(lambda: self.records[index])
-        name = f"{self.name}, example {index}"
-        return {"image": host.decode(record["image"], self.channels, name), "label": int(record["label"])}
-
-    def fetched(self) -> "Tfds":
-        """The same with all records in memory, still encoded: read in one go, five times faster than singly."""
-        return replace(self, records=self._fetch(lambda: [*self.records.__getitems__(range(len(self.records)))]))
-
-    def _fetch(self, read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        # array_record reports a damaged file as one of these.
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.name} is damaged ({reason}): delete its folder and prepare it again") from error
+    def __getitem__(self, index: int) -> Example:
+        example = self.source[index]
+        return {**example, "label": np.int32(self.places[example["label"]])}
 
 
 def labels(source: Source) -> np.ndarray:
     """The class of every example, int32 [n]; tfds data sets are read for it."""
-    if isinstance(source, Arrays | Folder):
+    if isinstance(source, Arrays):
+        return source.fields["label"].astype(np.int32)
+    if isinstance(source, Folder):
         return source.labels
     if isinstance(source, Subset):
         return labels(source.source)[source.indices]
+    if isinstance(source, Mapped):
+        return labels(source.source)
     return np.array([source[i]["label"] for i in range(len(source))], np.int32)
 
 
-def _read(source: Source, index: int) -> tuple[dict[str, Any] | None, str]:
+def _read(source: Source, index: int) -> tuple[Example | None, str]:
     try:
         return source[index], ""
-    except host.CorruptImageError as error:
+    except CorruptImageError as error:
         return None, str(error)
+
+
+def _check_any(examples: int, errors: Sequence[str]) -> None:
+    if len(errors) == examples:
+        raise UserError(f"none of the {examples} images can be read{f', such as {errors[0]}' if errors else ''}")
 
 
 def readable(source: Source) -> tuple[Source, list[str]]:
@@ -207,51 +185,65 @@ def readable(source: Source) -> tuple[Source, list[str]]:
     """
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
         errors = list(pool.map(lambda index: _read(source, index)[1], range(len(source))))
-    good = np.flatnonzero([not error for error in errors])
-    if not len(good):
-        raise UserError(f"none of the {len(source)} images can be read{f', such as {errors[0]}' if errors else ''}")
-    return (source if len(good) == len(source) else Subset(source, good)), [error for error in errors if error]
+    found = [error for error in errors if error]
+    _check_any(len(source), found)
+    return (Subset(source, np.flatnonzero([not error for error in errors])) if found else source), found
 
 
-def in_memory(source: Source, transform: host.Transform | None = None) -> Arrays:
-    """Decodes the whole source into arrays, with threads.
+def stack(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Every field of the examples as one array [n, …]; Python's integers become int32.
 
-    Args:
-      transform: gives every image the same shape.
+    Raises:
+      UserError: the examples have different fields, or a field has different shapes.
+    """
+    fields = list(examples[0])
+    for other in examples:
+        if other.keys() != examples[0].keys():
+            raise UserError(f"examples with different fields, such as {fields} and {list(other)}: give all the same")
+    return {name: _stacked(name, [example[name] for example in examples]) for name in fields}
+
+
+def _stacked(name: str, values: Sequence[Any]) -> np.ndarray:
+    if len(shapes := {np.shape(value) for value in values}) > 1:
+        cure = (
+            "give a size to bring them to"
+            if name in ("image", "segmentation")
+            else "pad them, see transforms.pad_boxes"
+        )
+        raise UserError(f"field {name!r} has different shapes, such as {sorted(shapes)[:3]}: {cure}")
+    return np.array(values, np.int32) if type(values[0]) is int else np.stack(values)
+
+
+def in_memory(source: Source) -> Arrays:
+    """Decodes the whole source into arrays, with threads; every field is stacked.
 
     Raises:
       CorruptImageError: counting the files that cannot be read and naming the first.
-      UserError: there is none, or the images differ in shape (and there is no transform).
+      UserError: there is no example, or a field has different shapes.
     """
     if not len(source):
         raise UserError("there are no images to read")
-
-    def read(index: int) -> tuple[dict[str, Any] | None, str]:
-        example, error = _read(source, index)
-        if example and transform:
-            example["image"] = transform(example["image"])
-        return example, error
-
-    source = source.fetched() if isinstance(source, Tfds) else source
+    source = _fetched(source)
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        results = list(pool.map(read, range(len(source))))
+        results = list(pool.map(lambda index: _read(source, index), range(len(source))))
     errors = [error for _, error in results if error]
     if errors:
-        raise host.CorruptImageError(f"{errors[0]}; {len(errors)} of {len(source)} images are corrupt")
-    examples = [example for example, _ in results if example]
-    shapes = {example["image"].shape for example in examples}
-    if len(shapes) > 1:
-        raise UserError(f"images of different shapes, such as {sorted(shapes)[:3]}: give a size to bring them to")
-    labels = np.array([example["label"] for example in examples], np.int32)
-    return Arrays(np.stack([example["image"] for example in examples]), labels, tuple(source.classes))
+        raise CorruptImageError(f"{errors[0]}; {len(errors)} of {len(source)} images are corrupt")
+    return Arrays(stack([example for example, _ in results if example is not None]), tuple(source.classes))
 
 
-def in_memory_if_small(source: Source, transform: host.Transform | None, limit: int) -> Source:
-    """``in_memory`` if that takes at most ``limit`` bytes, else the source as it is; for the errors see there."""
-    if (isinstance(source, Arrays) and transform is None) or not len(source):
+def _fetched(source: Source) -> Source:
+    if isinstance(source, Mapped):
+        return replace(source, source=_fetched(source.source))
+    return source.fetched() if isinstance(source, Tfds) else source
+
+
+def in_memory_if_small(source: Source, limit: int) -> Source:
+    """``in_memory`` if all fields take at most ``limit`` bytes, else the source as it is; for the errors see there."""
+    if isinstance(source, Arrays) or not len(source):
         return source
     first, _ = _read(source, 0)  # one that is corrupt is counted with the others
     if first is None:
-        return in_memory(source, transform)
-    image = first["image"] if transform is None else transform(first["image"])
-    return in_memory(source, transform) if len(source) * image.nbytes <= limit else source
+        return in_memory(source)
+    size = sum(np.asarray(value).nbytes for value in first.values())
+    return in_memory(source) if len(source) * size <= limit else source

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax.data import host
+from cnnjax.data.transforms import resize_and_crop
 from cnnjax.weights.preprocess import MEAN, STD, preprocess
 
 SIZES = [(320, 427), (427, 320), (256, 256), (224, 224), (225, 333), (31, 57), (57, 31), (500, 256), (1000, 37)]
@@ -25,7 +25,7 @@ def test_resize_and_crop_gives_the_same_bytes(transforms, resize, size, resample
     rng = np.random.default_rng(size)
     for height, width in (*SIZES, *rng.integers(20, 400, (12, 2)).tolist()):
         image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        ours = host.resize_and_crop(resize, size, resample)(image)
+        ours = resize_and_crop(resize, size, resample)({"image": image})["image"]
         np.testing.assert_array_equal(ours, np.asarray(theirs(Image.fromarray(image))), f"{height}×{width}")
 
 
@@ -42,5 +42,5 @@ def test_presets_of_published_weights_are_ours(torchvision):
     photo = load_sample_image("flower.jpg")
     for weights, resize in (("IMAGENET1K_V1", 256), ("IMAGENET1K_V2", 232)):
         preset = torchvision.models.ResNet50_Weights[weights].transforms()
-        ours = preprocess(host.resize_and_crop(resize, 224)(photo), "torch")
+        ours = preprocess(resize_and_crop(resize, 224)({"image": photo})["image"], "torch")
         np.testing.assert_array_equal(ours, preset(Image.fromarray(photo)).permute(1, 2, 0).numpy())

@@ -1,4 +1,4 @@
-"""Augmentation against PIL, NumPy and SciPy, at the neutral parameter, and over keys and devices."""
+"""Augmentation of images against PIL, NumPy and SciPy, at the neutral parameter, and over keys and devices."""
 
 import re
 from functools import partial
@@ -16,6 +16,18 @@ from cnnjax.data import augment
 RNG = np.random.default_rng(0)
 IMAGE = RNG.random((12, 17, 3), dtype=np.float32)
 BATCH = RNG.random((8, 12, 17, 3), dtype=np.float32)
+
+
+def image_of(op, image, *parameters, **options):
+    """The image that a deterministic operation makes of one without other fields."""
+    return op({"image": image}, *parameters, **options)["image"]
+
+
+def batch_of(op):
+    """(key, images [n, h, w, c]) → images, compiled."""
+    return jax.jit(lambda key, images: augment.per_example(op, key, {"image": images})["image"])
+
+
 RANDOM = {
     "shift": partial(augment.random_shift, max_pixels=3),
     "flip": augment.random_flip_left_right,
@@ -45,28 +57,28 @@ NEUTRAL = {
 @pytest.mark.parametrize("shape", [(12, 17, 3), (28, 28, 1)])
 def test_neutral_parameter_is_the_identity(name, shape):
     image = RNG.random(shape, dtype=np.float32)
-    np.testing.assert_array_equal(jax.jit(NEUTRAL[name])(image), image)
+    np.testing.assert_array_equal(jax.jit(NEUTRAL[name])({"image": image})["image"], image)
 
 
 @pytest.mark.parametrize("down", [-20, -2, 0, 3])
 @pytest.mark.parametrize("right", [-3, 0, 5])
 def test_shift_agrees_with_scipy(down, right):
     want = scipy.ndimage.shift(IMAGE, (down, right, 0), order=0, mode="constant", cval=0.25)
-    np.testing.assert_array_equal(augment.shift(IMAGE, (down, right), fill=0.25), want)
+    np.testing.assert_array_equal(image_of(augment.shift, IMAGE, (down, right), fill=0.25), want)
 
 
 def test_fill_is_per_channel():
     fill = jnp.array([0.1, 0.2, 0.3])
     for out in (
-        augment.shift(IMAGE, (1, 0), fill),
-        augment.translate(IMAGE, (1, 0), fill),
-        augment.cutout(IMAGE, (0, 0), 1, fill),
+        image_of(augment.shift, IMAGE, (1, 0), fill),
+        image_of(augment.translate, IMAGE, (1, 0), fill),
+        image_of(augment.cutout, IMAGE, (0, 0), 1, fill),
     ):
         np.testing.assert_array_equal(out[0, 0], fill)
 
 
 def test_flip_agrees_with_numpy():
-    np.testing.assert_array_equal(augment.flip_left_right(IMAGE), np.fliplr(IMAGE))
+    np.testing.assert_array_equal(image_of(augment.flip_left_right, IMAGE), np.fliplr(IMAGE))
 
 
 def test_affine_agrees_with_scipy():
@@ -77,14 +89,14 @@ def test_affine_agrees_with_scipy():
         want = scipy.ndimage.affine_transform(
             IMAGE[..., c], matrix[:, :2], offset, order=1, mode="grid-constant", cval=0.5
         )
-        np.testing.assert_allclose(augment.affine(IMAGE, matrix, 0.5)[..., c], want, atol=1e-5)
+        np.testing.assert_allclose(image_of(augment.affine, IMAGE, matrix, 0.5)[..., c], want, atol=1e-5)
 
 
 @pytest.mark.parametrize("degrees", [30.0, -75.0])
 def test_rotate_agrees_with_pil(degrees):
     square = RNG.random((21, 21, 1), dtype=np.float32)
     pil = Image.fromarray(square[..., 0]).rotate(degrees, Image.Resampling.BILINEAR)
-    got, want = np.asarray(augment.rotate(square, degrees))[..., 0], np.asarray(pil)
+    got, want = np.asarray(image_of(augment.rotate, square, degrees))[..., 0], np.asarray(pil)
     # Beyond the border PIL takes the nearest pixel and this the fill: compare inside.
     y, x = np.mgrid[-10:11, -10:11]
     inside = np.hypot(y, x) < 9
@@ -93,22 +105,22 @@ def test_rotate_agrees_with_pil(degrees):
 
 def test_rotate_by_90_degrees_is_counter_clockwise():
     square = RNG.random((9, 9, 3), dtype=np.float32)
-    np.testing.assert_allclose(augment.rotate(square, 90.0), np.rot90(square), atol=1e-5)
+    np.testing.assert_allclose(image_of(augment.rotate, square, 90.0), np.rot90(square), atol=1e-5)
 
 
 def test_affine_matrix_zooms_then_rotates_then_moves():
     # One bright pixel 2 right of the centre: zoomed ×2 → 4 right, turned 90° → 4 up, moved (1, 3).
     image = np.zeros((21, 21, 1), np.float32)
     image[10, 12] = 1
-    out = augment.affine(image, augment.affine_matrix(90.0, 2.0, (1, 3)))
+    out = image_of(augment.affine, image, augment.affine_matrix(90.0, 2.0, (1, 3)))
     assert np.unravel_index(np.argmax(out), out.shape) == (10 - 4 + 1, 10 + 3, 0)
 
 
 def test_zoom_enlarges():
     image = np.zeros((21, 21, 1), np.float32)
     image[8:13, 8:13] = 1
-    np.testing.assert_allclose(augment.zoom(image, 3.0).sum(), 225, rtol=0.05)
-    np.testing.assert_allclose(augment.zoom(image, 0.6).sum(), 9, rtol=0.05)
+    np.testing.assert_allclose(image_of(augment.zoom, image, 3.0).sum(), 225, rtol=0.05)
+    np.testing.assert_allclose(image_of(augment.zoom, image, 0.6).sum(), 9, rtol=0.05)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 0.8, 1.4, 3.0])
@@ -117,10 +129,10 @@ def test_zoom_enlarges():
     ("op", "enhance"),
     [(augment.brightness, ImageEnhance.Brightness), (augment.contrast, ImageEnhance.Contrast)],
 )
-def test_colour_agrees_with_pil(op, enhance, channels, factor):
+def test_color_agrees_with_pil(op, enhance, channels, factor):
     image = RNG.integers(0, 256, (12, 17, channels), dtype=np.uint8)
     want = np.asarray(enhance(Image.fromarray(image.squeeze())).enhance(factor)).reshape(image.shape)
-    got = op(image.astype(np.float32) / 255, factor)
+    got = image_of(op, image.astype(np.float32) / 255, factor)
     # PIL truncates the result and rounds the mean grey, whose error |1 − factor| multiplies.
     np.testing.assert_allclose(got, want / 255, atol=(1 + 0.5 * abs(1 - factor)) / 255 + 1e-6)
 
@@ -128,12 +140,12 @@ def test_colour_agrees_with_pil(op, enhance, channels, factor):
 def test_cutout_fills_exactly_the_square():
     want = IMAGE.copy()
     want[2:6, 0:3] = 0.5
-    np.testing.assert_array_equal(augment.cutout(IMAGE, (2, -1), 4, 0.5), want)
+    np.testing.assert_array_equal(image_of(augment.cutout, IMAGE, (2, -1), 4, 0.5), want)
 
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_random_op_depends_on_the_key_alone(name):
-    apply = jax.jit(partial(augment.per_example, RANDOM[name]))
+    apply = batch_of(RANDOM[name])
     once, again = apply(jax.random.key(1), BATCH), apply(jax.random.key(1), BATCH)
     np.testing.assert_array_equal(once, again)
     assert once.shape == BATCH.shape
@@ -145,7 +157,8 @@ def test_random_op_depends_on_the_key_alone(name):
 
 
 def _many(op, image, n=400):
-    return np.asarray(jax.vmap(op, (0, None))(jax.random.split(jax.random.key(0), n), image))
+    keys = jax.random.split(jax.random.key(0), n)
+    return np.asarray(jax.vmap(lambda key: op(key, {"image": image})["image"])(keys))
 
 
 def test_random_shift_reaches_its_bounds_and_no_further():
@@ -200,7 +213,7 @@ def test_random_cutout_centres_its_square_on_every_pixel_alike():
 @pytest.mark.parametrize("name", RANDOM)
 def test_values_stay_in_range_and_gradients_are_finite(name):
     def total(images):
-        out = augment.per_example(RANDOM[name], jax.random.key(3), images)
+        out = augment.per_example(RANDOM[name], jax.random.key(3), {"image": images})["image"]
         return out.sum(), out
 
     (_, out), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(jnp.asarray(BATCH))
@@ -211,18 +224,18 @@ def test_values_stay_in_range_and_gradients_are_finite(name):
 
 
 def test_compose_applies_from_left_to_right_with_separate_keys():
-    def add(key, image):
-        return image + 1.0
+    def add(key, example):
+        return {"image": example["image"] + 1.0}
 
-    def double(key, image):
-        return image * 2.0
+    def double(key, example):
+        return {"image": example["image"] * 2.0}
 
-    def draw(key, image):
-        return image + jax.random.uniform(key)
+    def draw(key, example):
+        return {"image": example["image"] + jax.random.uniform(key)}
 
     key = jax.random.key(0)
-    np.testing.assert_array_equal(augment.compose(add, double)(key, IMAGE), (IMAGE + 1) * 2)
-    once, twice = (augment.compose(*[draw] * n)(key, jnp.zeros(())) for n in (1, 2))
+    np.testing.assert_array_equal(augment.compose(add, double)(key, {"image": IMAGE})["image"], (IMAGE + 1) * 2)
+    once, twice = (augment.compose(*[draw] * n)(key, {"image": jnp.zeros(())})["image"] for n in (1, 2))
     assert not np.isclose(twice, 2 * once)
 
 
@@ -258,11 +271,11 @@ def test_mixup_weights_are_beta_distributed(alpha, spread):
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(TypeError, match=r"float \[h, w, c\], got float32 \[8, 12, 17, 3\]"):
-        augment.shift(BATCH, (1, 1))
+        image_of(augment.shift, BATCH, (1, 1))
     with pytest.raises(TypeError, match="got uint8"):
-        augment.brightness((IMAGE * 255).astype(np.uint8), 1.0)
+        image_of(augment.brightness, (IMAGE * 255).astype(np.uint8), 1.0)
     with pytest.raises(ValueError, match=r"got 1\.5"):
-        augment.random_zoom(jax.random.key(0), IMAGE, max_change=1.5)
+        augment.random_zoom(jax.random.key(0), {"image": IMAGE}, max_change=1.5)
     with pytest.raises(ValueError, match="alpha must be above 0"):
         augment.mixup(jax.random.key(0), BATCH, np.eye(8, dtype=np.float32), 0.0)
     with pytest.raises(TypeError, match="float labels"):
@@ -273,7 +286,7 @@ def test_eight_devices_give_the_same_and_each_augments_its_own_shard():
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
     spread = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch")))
     names = ("affine", "shift", "flip", "brightness", "contrast", "cutout")
-    apply = jax.jit(partial(augment.per_example, augment.compose(*(RANDOM[name] for name in names))))
+    apply = batch_of(augment.compose(*(RANDOM[name] for name in names)))
     key = jax.random.key(0)
     # One device fuses the arithmetic of coordinates otherwise than eight: the last bits may differ.
     np.testing.assert_allclose(apply(key, spread(BATCH)), apply(key, BATCH), rtol=0, atol=1e-5)

@@ -1,0 +1,1 @@
+"""Readers of files: images, class folders, tensorflow-datasets, and annotations, one format per module."""

@@ -1,0 +1,63 @@
+"""Class folders: image files under one sub-folder per class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnjax.data.formats.images import decode, images_below
+from cnnjax.types import UserError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Image files under one sub-folder per class; read when asked for.
+
+    Attributes:
+      paths: of the images, by class and sorted; hidden files and folders are left out.
+      labels: int32 [n].
+      classes: names of the sub-folders, sorted.
+      channels: 1 or 3; files are converted, and turned as their EXIF orientation says.
+    """
+
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    channels: int = 3
+
+    @staticmethod
+    def open(root: Path, channels: int = 3, classes: Sequence[str] | None = None) -> "Folder":
+        """Lists ``root``.
+
+        Args:
+          classes: the class names to expect, e.g. those of the training folder.
+
+        Raises:
+          UserError: no folder, fewer than two class folders, one without images, or other classes than expected.
+        """
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder; expected one with a sub-folder of images for each class")
+        found = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+        if not found:
+            raise UserError(f"{root}: no class folders in it; expected one sub-folder of images for each class")
+        if len(found) == 1:
+            inner = root / found[0]
+            hint = f"; did you mean {inner}?" if any(p.is_dir() for p in inner.iterdir()) else ""
+            raise UserError(f"{root}: {found[0]!r} is its only class folder; a classifier needs two or more{hint}")
+        if classes is not None and tuple(classes) != found:
+            raise UserError(f"{root}: its classes {list(found)} are not those of the training set {list(classes)}")
+        files = [images_below(root / name) for name in found]
+        empty = [name for name, paths in zip(found, files, strict=True) if not paths]
+        if empty:
+            raise UserError(f"{root}: no images in class folder(s) {empty}: add some, or remove the folder(s)")
+        labels = np.repeat(np.arange(len(found), dtype=np.int32), [len(paths) for paths in files])
+        return Folder(tuple(p for paths in files for p in paths), labels, found, channels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = decode(self.paths[index], self.channels, self.paths[index], upright=True)
+        return {"image": image, "label": self.labels[index]}

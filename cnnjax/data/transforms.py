@@ -1,0 +1,358 @@
+"""Host transforms of examples: where pixels go is drawn once, as a `Geometry`, and applied to every field.
+
+    train = pipeline.loader(source, random_resized_crop(224), random_flip_left_right())  # (generator, index) → example
+    valid = sources.Mapped(source, resize_and_crop(256, 224))
+    resize_and_crop(256, 224).restore(boxes, height, width)   # boxes found in the output, in pixels of the source
+
+A field moves by its kind: ``image`` uint8 [h, w, 1 | 3] is resampled by PIL; ``boxes`` [k, 4] move with the pixels and
+are clipped; ``segmentation`` [h, w] and ``instance_masks`` [k, h, w] take the nearest pixel. All others stay as they
+are. ``box_mask`` (added where it is missing) falls for a box of which less than ``min_visible`` of its area is left,
+and for one without area; that box becomes zeros and its row stays, so that labels keep their places.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from cnnjax.types import Example, UserError
+
+Resample = Literal["bilinear", "bicubic"]
+Window = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+Transform = Callable[[Example], Example]
+RandomTransform = Callable[[np.random.Generator, Example], Example]
+
+MIN_VISIBLE = 0.25  # less of an object can hardly be told; what is left would teach a box nobody can see
+OUTSIDE = {"segmentation": 255, "instance_masks": 0}  # field → what lies outside the image
+PER_BOX = ("boxes", "labels", "ignore", "instance_masks")  # fields with a row for each box
+
+
+class Geometry(NamedTuple):
+    """Where the pixels of one image go: a window is resized, laid on the output, and mirrored if so drawn.
+
+    Attributes:
+      size: (height, width) that the window becomes.
+      shape: (height, width) of the output.
+      corner: (row, column) of the resized window in the output; negative where the output cuts it.
+      window: part of the image that is resized; None: all of it.
+      flip: mirror the output, left for right.
+      resample: the image's filter.
+    """
+
+    size: tuple[int, int]
+    shape: tuple[int, int]
+    corner: tuple[int, int] = (0, 0)
+    window: Window | None = None
+    flip: bool = False
+    resample: Resample = "bilinear"
+
+    def coordinates(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and offset (x, y), float64 [2] each, from an image of that size to the output before it is mirrored."""
+        left, top, right, bottom = self.window or (0, 0, width, height)
+        scale = np.array([self.size[1] / (right - left), self.size[0] / (bottom - top)])
+        return scale, np.array([self.corner[1], self.corner[0]]) - np.array([left, top]) * scale
+
+
+def apply(example: Example, geometry: Geometry, fill: int = 128, min_visible: float = MIN_VISIBLE) -> Example:
+    """Moves every field of an example; ``fill`` is the image outside."""
+    height, width = example["image"].shape[:2]
+    moved = {**example, "image": _image(example["image"], geometry, fill)}
+    for name, outside in OUTSIDE.items():
+        if name in example:
+            moved[name] = _nearest(example[name], geometry, outside)
+    if "boxes" in example:
+        boxes, keep = _boxes(example["boxes"], geometry, height, width, min_visible)
+        mask = keep & np.asarray(example.get("box_mask", True), bool)
+        moved |= {"boxes": np.where(mask[:, None], boxes, np.float32(0)), "box_mask": mask}
+    return moved
+
+
+def _image(image: np.ndarray, geometry: Geometry, fill: int) -> np.ndarray:
+    (height, width), (rows, columns), (top, left) = geometry.size, geometry.shape, geometry.corner
+    if geometry.window is not None or image.shape[:2] != geometry.size:
+        pil = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        pil = pil.resize((width, height), Image.Resampling[geometry.resample.upper()], geometry.window)
+        image = np.asarray(pil).reshape(height, width, image.shape[-1])
+    image = image[max(-top, 0) : rows - top, max(-left, 0) : columns - left]
+    if image.shape[:2] != geometry.shape:
+        top, left = max(top, 0), max(left, 0)
+        padded = np.full((rows, columns, image.shape[-1]), fill, np.uint8)
+        padded[top : top + image.shape[0], left : left + image.shape[1]] = image
+        image = padded
+    return image[:, ::-1] if geometry.flip else image
+
+
+def _nearest(planes: np.ndarray, geometry: Geometry, outside: int) -> np.ndarray:
+    """Planes [..., h, w] of the source → the output's, each pixel from the one that its centre lies in."""
+    height, width = planes.shape[-2:]
+    scale, offset = geometry.coordinates(height, width)
+    columns, rows = (
+        np.floor((np.arange(size) + 0.5 - offset[axis]) / scale[axis]).astype(int)
+        for axis, size in enumerate(geometry.shape[::-1])
+    )
+    left, top, right, bottom = geometry.window or (0, 0, width, height)
+    columns = columns[::-1] if geometry.flip else columns
+    inside = ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))
+    taken = planes[..., rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
+    return np.where(inside, taken, np.asarray(outside, planes.dtype))
+
+
+def _boxes(
+    boxes: np.ndarray, geometry: Geometry, height: int, width: int, min_visible: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moved and clipped boxes float32 [k, 4], and which of them are still to be seen, bool [k]."""
+    scale, offset = geometry.coordinates(height, width)
+    moved = np.asarray(boxes, np.float32).reshape(-1, 4) * np.tile(scale, 2).astype(np.float32)
+    moved = moved + np.tile(offset, 2).astype(np.float32)
+    if geometry.flip:
+        moved = _mirrored(moved, geometry.shape[1])
+    clipped = moved.clip(0, np.array([*geometry.shape[::-1]] * 2, np.float32))
+    left = _area(clipped)
+    return clipped, (left > 0) & (left >= min_visible * _area(moved))
+
+
+def _mirrored(boxes: np.ndarray, width: int) -> np.ndarray:
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1)
+
+
+# ---- deterministic ----
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """A transform whose geometry depends on nothing but the image's size.
+
+    Attributes:
+      geometry: (height, width) of an image → where its pixels go.
+      fill: the image outside.
+      min_visible: see the module.
+    """
+
+    geometry: Callable[[int, int], Geometry]
+    fill: int = 128
+    min_visible: float = MIN_VISIBLE
+
+    def __call__(self, example: Example) -> Example:
+        """The example with every field moved."""
+        geometry = self.geometry(*example["image"].shape[:2])
+        return apply(example, geometry, self.fill, self.min_visible)
+
+    def restore(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Boxes [k, 4] in the output → float32 [k, 4] in the source image of that size, clipped to it."""
+        geometry = self.geometry(height, width)
+        boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+        scale, offset = (np.tile(xy, 2) for xy in geometry.coordinates(height, width))
+        boxes = _mirrored(boxes, geometry.shape[1]) if geometry.flip else boxes
+        return ((boxes - offset) / scale).clip(0, [width, height] * 2).astype(np.float32)
+
+
+def squeeze(size: int, resample: Resample = "bilinear") -> Geometric:
+    """To ``size`` × ``size``, whatever that does to the proportions (the chapter's way)."""
+    geometry = Geometry((size, size), (size, size), resample=resample)
+    return Geometric(lambda height, width: geometry, min_visible=0.0)
+
+
+def resize_and_crop(resize: int, size: int, resample: Resample = "bilinear") -> Geometric:
+    """Shorter side to ``resize``, proportions kept, then the central square: torchvision's Resize and CenterCrop.
+
+    Raises:
+      UserError: ``size`` is larger than ``resize``.
+    """
+    if size > resize:
+        raise UserError(f"no square of {size} pixels can be cut where the shorter side has {resize}")
+
+    def geometry(height: int, width: int) -> Geometry:
+        short = min(height, width)
+        # Truncated here, halves to the even below, as there: another pixel costs points of published accuracies.
+        height, width = int(resize * height / short), int(resize * width / short)
+        corner = -round((height - size) / 2), -round((width - size) / 2)
+        return Geometry((height, width), (size, size), corner, resample=resample)
+
+    return Geometric(geometry)
+
+
+def crop_and_resize(size: int, resample: Resample = "bilinear") -> Geometric:
+    """The largest central square to ``size`` × ``size``: Keras' ``load_img(keep_aspect_ratio=True)``."""
+
+    def geometry(height: int, width: int) -> Geometry:
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        window = left, top, left + side, top + side
+        return Geometry((size, size), (size, size), window=window, resample=resample)
+
+    return Geometric(geometry)
+
+
+def center_crop(size: int) -> Geometric:
+    """Shorter side to ``size`` (bilinear, proportions kept), then the central square."""
+
+    def geometry(height: int, width: int) -> Geometry:
+        factor = size / min(height, width)
+        height, width = max(size, round(height * factor)), max(size, round(width * factor))
+        return Geometry((height, width), (size, size), (-((height - size) // 2), -((width - size) // 2)))
+
+    return Geometric(geometry)
+
+
+def letterbox(size: int, fill: int = 128) -> Geometric:
+    """The whole image in the middle of a square of ``size`` pixels, proportions kept, ``fill`` around it; bilinear."""
+
+    def geometry(height: int, width: int) -> Geometry:
+        factor = size / max(height, width)
+        height, width = max(1, round(height * factor)), max(1, round(width * factor))
+        return Geometry((height, width), (size, size), ((size - height) // 2, (size - width) // 2))
+
+    return Geometric(geometry, fill, min_visible=0.0)
+
+
+def pad(height: int, width: int, fill: int = 128) -> Geometric:
+    """The image as it is, ``fill`` below and to the right of it up to ``height`` × ``width``.
+
+    Raises:
+      UserError: when called, for an image that is larger.
+    """
+
+    def geometry(rows: int, columns: int) -> Geometry:
+        if rows > height or columns > width:
+            raise UserError(
+                f"an image of {rows}×{columns} pixels (height × width) cannot be padded to {height}×{width}: resize it"
+            )
+        return Geometry((rows, columns), (height, width))
+
+    return Geometric(geometry, fill, min_visible=0.0)
+
+
+def crop(window: Window, height: int, width: int, min_visible: float = MIN_VISIBLE) -> Geometric:
+    """The pixels in ``window`` to ``height`` × ``width``, bilinear.
+
+    Raises:
+      UserError: when called: the window is empty or leaves the image.
+    """
+    left, top, right, bottom = window
+
+    def geometry(rows: int, columns: int) -> Geometry:
+        if not (0 <= left < right <= columns and 0 <= top < bottom <= rows):
+            raise UserError(
+                f"the window {window} (left, top, right, bottom) is not inside an image of {columns}×{rows} pixels "
+                "(width × height)"
+            )
+        return Geometry((height, width), (height, width), window=window)
+
+    return Geometric(geometry, min_visible=min_visible)
+
+
+def flip_left_right() -> Geometric:
+    """The mirror image: column 0 becomes the last."""
+    return Geometric(partial(_same_size, True), min_visible=0.0)
+
+
+def _same_size(flip: bool, height: int, width: int) -> Geometry:
+    return Geometry((height, width), (height, width), flip=flip)
+
+
+def pad_boxes(example: Example, most: int) -> Example:
+    """An example with exactly ``most`` boxes: those whose ``box_mask`` is True, then rows of zeros.
+
+    ``boxes`` [most, 4], ``box_mask`` [most], False on the filling, and likewise ``labels``, ``ignore`` and
+    ``instance_masks`` where there are any.
+
+    Raises:
+      UserError: there are more than ``most``.
+    """
+    real = np.flatnonzero(example.get("box_mask", np.ones(len(example["boxes"]), bool)))
+    if len(real) > most:
+        raise UserError(f"an image has {len(real)} boxes, room is for {most}: make more")
+    padded = {**example, "box_mask": np.arange(most) < len(real)}
+    for name in PER_BOX:
+        if name in example:
+            rows = np.asarray(example[name])[real]
+            padded[name] = np.concatenate([rows, np.zeros((most - len(real), *rows.shape[1:]), rows.dtype)])
+    return padded
+
+
+# ---- random ----
+
+
+def compose(*transforms: Transform | RandomTransform) -> RandomTransform:
+    """One random transform that applies ``transforms`` from left to right, all random ones with one generator.
+
+    A transform with one argument is deterministic, one with two takes the generator first; those with a default do
+    not count.
+    """
+    chain: list[RandomTransform] = [_with_generator(each) for each in transforms]
+
+    def composed(rng: np.random.Generator, example: Example) -> Example:
+        for each in chain:
+            example = each(rng, example)
+        return example
+
+    return composed
+
+
+def _with_generator(transform: Any) -> RandomTransform:
+    parameters = inspect.signature(transform).parameters.values()
+    positional = [
+        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return transform if len(positional) == 2 else lambda rng, example: transform(example)
+
+
+def random_window(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    share: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Window:
+    """A window of whole pixels in an image (Szegedy et al. 2015, section 6).
+
+    Args:
+      share: of the image's area, uniform between these.
+      ratio: width to height, its logarithm uniform between these. Where ten draws do not fit, the largest central
+        window with the nearest ratio that does.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*share)
+        aspect = np.exp(rng.uniform(*np.log(ratio)))
+        w, h = max(1, round(np.sqrt(area * aspect))), max(1, round(np.sqrt(area / aspect)))
+        if w <= width and h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    aspect = np.clip(width / height, *ratio)
+    w, h = max(1, min(width, round(height * aspect))), max(1, min(height, round(width / aspect)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def random_resized_crop(
+    size: int,
+    share: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    min_visible: float = MIN_VISIBLE,
+) -> RandomTransform:
+    """The pixels in a `random_window` to ``size`` × ``size``, bilinear."""
+
+    def transform(rng: np.random.Generator, example: Example) -> Example:
+        height, width = example["image"].shape[:2]
+        window = random_window(rng, height, width, share, ratio)
+        return apply(example, Geometry((size, size), (size, size), window=window), min_visible=min_visible)
+
+    return transform
+
+
+def random_flip_left_right(probability: float = 0.5) -> RandomTransform:
+    """`flip_left_right` with the given probability."""
+
+    def transform(rng: np.random.Generator, example: Example) -> Example:
+        geometry = _same_size(bool(rng.random() < probability), *example["image"].shape[:2])
+        return apply(example, geometry, min_visible=0.0)
+
+    return transform

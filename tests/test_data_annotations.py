@@ -1,16 +1,17 @@
-"""Readers of Pascal VOC, COCO and VGG Image Annotator: real data, hand-written files, and everything that is wrong."""
+"""Readers of Pascal VOC, COCO and VGG Image Annotator: real data, hand-written files, and every fault."""
 
 import csv
 import json
 import re
 import shutil
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from cnnjax.data import annotations
+from cnnjax.data import annotations, formats
 from cnnjax.data.transforms import pad_boxes
 from cnnjax.types import UserError
 
@@ -18,7 +19,7 @@ from cnnjax.types import UserError
 
 
 def paint(path, box=(20, 30, 60, 50), size=(100, 80)):
-    """A black picture with a white box, xyxy from 0."""
+    """Writes a black image with a white box, xyxy from 0."""
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     pixels[box[1] : box[3], box[0] : box[2]] = 255
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,18 +28,18 @@ def paint(path, box=(20, 30, 60, 50), size=(100, 80)):
 
 
 def xml(objects, size=(100, 80), filename="a.png"):
-    """What LabelImg writes; an object is (class, xmin, ymin, xmax, ymax) or (…, difficult)."""
+    """XML as LabelImg writes it; an object is (class, xmin, ymin, xmax, ymax) or (…, difficult)."""
     inner = "".join(
         f"<object><name>{name}</name><pose>Unspecified</pose><difficult>{(*rest, 0)[0]}</difficult><bndbox>"
         f"<xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
         for name, a, b, c, d, *rest in objects
     )
-    said = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
-    return f"<annotation><folder>x</folder><filename>{filename}</filename>{said}{inner}</annotation>"
+    size_element = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
+    return f"<annotation><folder>x</folder><filename>{filename}</filename>{size_element}{inner}</annotation>"
 
 
 def voc(root, pictures, **more):
-    """A VOC folder of ``name → objects``."""
+    """Writes a VOC folder of ``name → objects``."""
     (root / "Annotations").mkdir(parents=True)
     for name, objects in pictures.items():
         paint(root / "JPEGImages" / f"{name}.png")
@@ -47,7 +48,7 @@ def voc(root, pictures, **more):
 
 
 def coco(root, notes, images=({"id": 7, "file_name": "a.png", "width": 100, "height": 80},), name="instances_val.json"):
-    """A COCO folder; a note is (category_id, bbox) or a dict."""
+    """Writes a COCO folder; a note is (category_id, bbox) or a dict."""
     notes = [n if isinstance(n, dict) else {"image_id": 7, "category_id": n[0], "bbox": n[1]} for n in notes]
     content = {
         "images": list(images),
@@ -69,7 +70,7 @@ def region(label, *box, shape="rect", attribute="class"):
 
 
 def via(root, regions, form="json"):
-    """A VIA export of one picture in one of its forms."""
+    """Writes a VIA export of one image in one of its forms."""
     paint(root / "a.png")
     if form.startswith("csv"):
         with (root / "via.csv").open("w", newline="") as file:
@@ -120,7 +121,7 @@ def test_bccd(shared):
 def test_animals(shared):
     found = annotations.open(shared / "data/animals")
     assert (len(found.records), found.classes, found.faults) == (363, ("kangaroo", "raccoon"), ())
-    assert len(annotations.only(found, 1).records) == 291
+    assert len(annotations.with_object_count(found, 1).records) == 291
     parts = [annotations.open(shared / "data/animals", split) for split in ("train", "val", "test")]
     assert [len(part.records) for part in parts] == [255, 36, 72]
     assert len({record.id for part in parts for record in part.records}) == 363
@@ -162,7 +163,7 @@ def _whole(split):
     return split if "_" in split else f"instances_{split}"
 
 
-# ---- boxes are where they are said to be ----
+# ---- places of boxes ----
 
 
 @pytest.mark.parametrize("write", ["voc", "coco", "via", "csv"])
@@ -315,8 +316,8 @@ def test_size_from_the_picture_where_it_is_not_written(tmp_path):
             annotations.open(root)
 
 
-def turned(path, box=(0, 0, 50, 40)):
-    """A photo that is stored with 100×80 pixels and seen with 80×100, its box upper right."""
+def rotated_photo(path, box=(0, 0, 50, 40)):
+    """Writes a photo that is stored as 100×80 pixels and shown as 80×100, its box upper right."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     with Image.open(paint(path, box)) as image:
@@ -327,7 +328,7 @@ def turned(path, box=(0, 0, 50, 40)):
 def test_a_turned_photo_is_shown_as_it_was_labelled(tmp_path, labelled_upright):
     voc(tmp_path, {"a": [("cat", 1, 1, 9, 9)]}, size=(80, 100) if labelled_upright else (100, 80))
     (tmp_path / "JPEGImages/a.png").unlink()
-    turned(tmp_path / "JPEGImages/a.jpg")
+    rotated_photo(tmp_path / "JPEGImages/a.jpg")
     image = annotations.AnnotatedImages(annotations.open(tmp_path))[0]["image"]
     assert image.shape == ((100, 80, 3) if labelled_upright else (80, 100, 3))
     assert image[10, -10, 0] > 128 if labelled_upright else image[10, 10, 0] > 128
@@ -336,13 +337,13 @@ def test_a_turned_photo_is_shown_as_it_was_labelled(tmp_path, labelled_upright):
 
 def test_annotators_in_a_browser_see_photos_upright(tmp_path):
     via(tmp_path, [region("cat", 40, 0, 40, 50)])
-    turned(tmp_path / "a.png")
+    rotated_photo(tmp_path / "a.png")
     found = annotations.open(tmp_path)
     assert (found.records[0].width, found.records[0].height, found.faults) == (80, 100, ())
     assert (annotations.AnnotatedImages(found)[0]["image"][1:49, 41:79] > 128).all()
 
 
-# ---- where things lie ----
+# ---- files and folders ----
 
 
 def test_xml_beside_the_pictures_and_stale_names(tmp_path):
@@ -362,7 +363,7 @@ def test_splits_of_voc(tmp_path):
     (lists / "train.txt").write_text("b 2\n\nc  1\nc\nz\n")
     found = annotations.open(tmp_path, "train")
     assert [record.id for record in found.records] == ["b 2", "c"]
-    assert found.classes == ("cat", "dog", "elk")  # of the whole folder: the same in every split
+    assert found.classes == ("cat", "dog", "elk")  # of the whole folder, for every split
     assert kinds(found) == {"listed twice": 1, "not annotated": 1}
     with pytest.raises(UserError, match=r"val\.txt: no such list; splits there: train$"):
         annotations.open(tmp_path, "val")
@@ -473,7 +474,62 @@ def test_pad_boxes():
         pad_boxes({"boxes": boxes, "labels": labels}, 1)
 
 
-def test_only_refuses_nothing(tmp_path):
+def test_no_image_with_so_many_objects_is_an_error(tmp_path):
     found = annotations.open(voc(tmp_path, {"a": [("cat", 1, 1, 9, 9)]}))
     with pytest.raises(UserError, match="no picture of 1 has exactly 2"):
-        annotations.only(found, 2)
+        annotations.with_object_count(found, 2)
+
+
+def test_pad_boxes_keeps_real_rows_of_every_field_first():
+    example = {
+        "boxes": np.arange(12, dtype=np.float32).reshape(3, 4),
+        "labels": np.array([4, 5, 6], np.int32),
+        "ignore": np.array([True, False, True]),
+        "instance_masks": np.ones((3, 2, 2), np.uint8),
+        "box_mask": np.array([True, False, True]),
+        "image": np.zeros((3, 3, 3), np.uint8),
+    }
+    out = pad_boxes(example, 4)
+    assert out["boxes"][:, 0].tolist() == [0, 8, 0, 0]
+    assert (out["labels"].tolist(), out["ignore"].tolist()) == ([4, 6, 0, 0], [True, True, False, False])
+    assert (out["box_mask"].tolist(), out["instance_masks"].any((1, 2)).tolist()) == ([True, True, False, False],) * 2
+    assert out["image"].shape == (3, 3, 3)
+    assert out["ignore"].dtype == bool
+
+
+NEW_FORMAT = """
+import numpy as np
+from cnnjax.data.formats.annotated import AnnotatedImage, Labelled, Read
+
+EXPECTED = "one.txt (for a test)"
+
+def read_annotations(path, split):
+    file = path / "one.txt"
+    if not file.is_file():
+        return None
+    name, label, *box = file.read_text().split()
+    image = AnnotatedImage(name, file, path / name, None, [Labelled("object", label, tuple(map(float, box)))])
+    return Read([image], (label,))
+"""
+
+
+def test_a_new_format_is_one_new_file(tmp_path, monkeypatch):
+    modules, data = tmp_path / "modules", tmp_path / "data"
+    modules.mkdir()
+    (modules / "one_line.py").write_text(NEW_FORMAT)
+    paint(data / "a.png")
+    (data / "one.txt").write_text("a.png cat 20 30 60 50")
+    with pytest.raises(annotations.NoAnnotationsError):
+        annotations.open(data)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(modules)])
+    found = annotations.open(data)
+    assert (found.kind, found.classes, found.records[0].boxes.tolist()) == ("one_line", ("cat",), [[20, 30, 60, 50]])
+    with pytest.raises(annotations.NoAnnotationsError, match=r"one\.txt \(for a test\)"):
+        annotations.open(modules)
+    sys.modules.pop("cnnjax.data.formats.one_line")
+
+
+def test_xml_wins_over_tables_in_one_folder(tmp_path):
+    voc(tmp_path, {"a": [("cat", 1, 1, 9, 9)]})
+    (tmp_path / "notes.json").write_text("no JSON")
+    assert annotations.open(tmp_path).kind == "voc"

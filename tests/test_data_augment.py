@@ -19,7 +19,7 @@ BATCH = RNG.random((8, 12, 17, 3), dtype=np.float32)
 
 
 def image_of(op, image, *parameters, **options):
-    """The image that a deterministic operation makes of one without other fields."""
+    """Result of a deterministic operation on an image without other fields."""
     return op({"image": image}, *parameters, **options)["image"]
 
 
@@ -71,7 +71,7 @@ def test_fill_is_per_channel():
     fill = jnp.array([0.1, 0.2, 0.3])
     for out in (
         image_of(augment.shift, IMAGE, (1, 0), fill),
-        image_of(augment.translate, IMAGE, (1, 0), fill),
+        image_of(augment.translate, IMAGE, (1, 0), fill=fill),
         image_of(augment.cutout, IMAGE, (0, 0), 1, fill),
     ):
         np.testing.assert_array_equal(out[0, 0], fill)
@@ -83,8 +83,8 @@ def test_flip_agrees_with_numpy():
 
 def test_affine_agrees_with_scipy():
     matrix = np.array([[0.9, 0.2, 1.3], [-0.3, 1.1, -0.7]], np.float32)
-    centre = (np.array(IMAGE.shape[:2]) - 1) / 2
-    offset = centre + matrix[:, 2] - matrix[:, :2] @ centre
+    center = (np.array(IMAGE.shape[:2]) - 1) / 2
+    offset = center + matrix[:, 2] - matrix[:, :2] @ center
     for c in range(3):
         want = scipy.ndimage.affine_transform(
             IMAGE[..., c], matrix[:, :2], offset, order=1, mode="grid-constant", cval=0.5
@@ -97,7 +97,7 @@ def test_rotate_agrees_with_pil(degrees):
     square = RNG.random((21, 21, 1), dtype=np.float32)
     pil = Image.fromarray(square[..., 0]).rotate(degrees, Image.Resampling.BILINEAR)
     got, want = np.asarray(image_of(augment.rotate, square, degrees))[..., 0], np.asarray(pil)
-    # Beyond the border PIL takes the nearest pixel and this the fill: compare inside.
+    # Outside the border PIL takes the nearest pixel and `rotate` the fill, so only pixels inside are compared.
     y, x = np.mgrid[-10:11, -10:11]
     inside = np.hypot(y, x) < 9
     np.testing.assert_allclose(got[inside], want[inside], atol=1e-5)
@@ -109,7 +109,7 @@ def test_rotate_by_90_degrees_is_counter_clockwise():
 
 
 def test_affine_matrix_zooms_then_rotates_then_moves():
-    # One bright pixel 2 right of the centre: zoomed ×2 → 4 right, turned 90° → 4 up, moved (1, 3).
+    # One bright pixel 2 right of the center: zoomed ×2 → 4 right, rotated 90° → 4 up, moved (1, 3).
     image = np.zeros((21, 21, 1), np.float32)
     image[10, 12] = 1
     out = image_of(augment.affine, image, augment.affine_matrix(90.0, 2.0, (1, 3)))
@@ -133,7 +133,7 @@ def test_color_agrees_with_pil(op, enhance, channels, factor):
     image = RNG.integers(0, 256, (12, 17, channels), dtype=np.uint8)
     want = np.asarray(enhance(Image.fromarray(image.squeeze())).enhance(factor)).reshape(image.shape)
     got = image_of(op, image.astype(np.float32) / 255, factor)
-    # PIL truncates the result and rounds the mean grey, whose error |1 − factor| multiplies.
+    # PIL truncates the result and rounds the mean gray, whose error |1 − factor| multiplies.
     np.testing.assert_allclose(got, want / 255, atol=(1 + 0.5 * abs(1 - factor)) / 255 + 1e-6)
 
 
@@ -150,7 +150,7 @@ def test_random_op_depends_on_the_key_alone(name):
     np.testing.assert_array_equal(once, again)
     assert once.shape == BATCH.shape
     assert not np.array_equal(once, apply(jax.random.key(2), BATCH))
-    # The examples of a batch have keys of their own, whatever the batch's size.
+    # The examples of a batch have keys of their own, for any batch size.
     same = apply(jax.random.key(1), jnp.repeat(BATCH[:1], 8, axis=0))
     assert len(np.unique(np.asarray(same).reshape(8, -1), axis=0)) > 1
     np.testing.assert_allclose(apply(jax.random.key(1), BATCH[:3]), once[:3], atol=1e-5)
@@ -181,9 +181,9 @@ def test_random_brightness_and_contrast_stay_in_their_range():
     assert 0.7 <= factors.min() < 0.72
     assert 1.28 < factors.max() <= 1.3001
     pair = np.array([0.4, 0.6], np.float32).reshape(1, 2, 1)
-    spread = np.ptp(_many(partial(augment.random_contrast, max_change=0.3), pair), axis=(1, 2, 3)) / 0.2
-    assert 0.699 <= spread.min() < 0.72
-    assert 1.28 < spread.max() <= 1.301
+    extent = np.ptp(_many(partial(augment.random_contrast, max_change=0.3), pair), axis=(1, 2, 3)) / 0.2
+    assert 0.699 <= extent.min() < 0.72
+    assert 1.28 < extent.max() <= 1.301
 
 
 def test_random_affine_parameters_stay_in_their_range():
@@ -192,22 +192,22 @@ def test_random_affine_parameters_stay_in_their_range():
     image = np.stack([y, x], axis=-1)
     moved = _many(partial(augment.random_translate, max_pixels=2.5), image)[:, 20, 20]
     assert 2.3 < abs(moved).max() <= 2.5001
-    turned = _many(partial(augment.random_rotate, max_degrees=30.0), image)[:, 20, 30]
-    angles = np.rad2deg(np.arctan2(turned[:, 0], turned[:, 1]))
+    rotated = _many(partial(augment.random_rotate, max_degrees=30.0), image)[:, 20, 30]
+    angles = np.rad2deg(np.arctan2(rotated[:, 0], rotated[:, 1]))
     assert 28 < abs(angles).max() <= 30.001
-    np.testing.assert_allclose(np.hypot(*turned.T), 10, atol=1e-4)
+    np.testing.assert_allclose(np.hypot(*rotated.T), 10, atol=1e-4)
     zoomed = 10 / _many(partial(augment.random_zoom, max_change=0.25), image)[:, 20, 30, 1]
     assert 0.749 < zoomed.min() < 0.77
     assert 1.23 < zoomed.max() < 1.251
 
 
-def test_random_cutout_centres_its_square_on_every_pixel_alike():
+def test_random_cutout_centers_its_square_on_every_pixel_alike():
     image = np.ones((6, 7, 1), np.float32)
     hidden = _many(partial(augment.random_cutout, side=3), image, n=4000)[..., 0] == 0
     assert hidden.sum((1, 2)).max() == 9
-    # A pixel is hidden by the centres within one pixel of it: 4 of the 42 at a corner, 9 inside.
-    centres = np.outer([2, 3, 3, 3, 3, 2], [2, 3, 3, 3, 3, 3, 2])
-    np.testing.assert_allclose(hidden.mean(0), centres / 42, atol=0.03)
+    # A pixel is hidden by the centers within one pixel of it: 4 of the 42 at a corner, 9 inside.
+    centers = np.outer([2, 3, 3, 3, 3, 2], [2, 3, 3, 3, 3, 3, 2])
+    np.testing.assert_allclose(hidden.mean(0), centers / 42, atol=0.03)
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -260,13 +260,13 @@ def test_mix_and_mixup():
     np.testing.assert_allclose(gradient[:, 0, 0, 0], weight + 1 - np.roll(weight, -1), atol=1e-6)
 
 
-@pytest.mark.parametrize(("alpha", "spread"), [(0.2, 0.42), (1.0, 1 / 12**0.5)])
-def test_mixup_weights_are_beta_distributed(alpha, spread):
+@pytest.mark.parametrize(("alpha", "deviation"), [(0.2, 0.42), (1.0, 1 / 12**0.5)])
+def test_mixup_weights_are_beta_distributed(alpha, deviation):
     images = np.zeros((4000, 1, 1, 1), np.float32)
     images[::2] = 1
     weight = augment.mixup(jax.random.key(0), images, np.eye(4000, 2, dtype=np.float32), alpha)[0][::2]
     np.testing.assert_allclose(np.mean(weight), 0.5, atol=0.03)
-    np.testing.assert_allclose(np.std(weight), spread, atol=0.02)
+    np.testing.assert_allclose(np.std(weight), deviation, atol=0.02)
 
 
 def test_what_cannot_be_is_refused():
@@ -284,22 +284,22 @@ def test_what_cannot_be_is_refused():
 
 def test_eight_devices_give_the_same_and_each_augments_its_own_shard():
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
-    spread = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch")))
+    place = partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch")))
     names = ("affine", "shift", "flip", "brightness", "contrast", "cutout")
     apply = batch_of(augment.compose(*(RANDOM[name] for name in names)))
     key = jax.random.key(0)
-    # One device fuses the arithmetic of coordinates otherwise than eight: the last bits may differ.
-    np.testing.assert_allclose(apply(key, spread(BATCH)), apply(key, BATCH), rtol=0, atol=1e-5)
-    compiled = apply.lower(key, spread(BATCH)).compile().as_text()
+    # One device fuses the arithmetic of coordinates in another way than eight: the last bits may differ.
+    np.testing.assert_allclose(apply(key, place(BATCH)), apply(key, BATCH), rtol=0, atol=1e-5)
+    compiled = apply.lower(key, place(BATCH)).compile().as_text()
     assert not re.findall("all-gather|all-reduce|all-to-all|collective-permute", compiled)
 
     mixed = jax.jit(partial(augment.mixup, alpha=0.4))
     labels = np.eye(8, dtype=np.float32)
-    for got, want in zip(mixed(key, spread(BATCH), spread(labels)), mixed(key, BATCH, labels), strict=True):
+    for got, want in zip(mixed(key, place(BATCH), place(labels)), mixed(key, BATCH, labels), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
 
 
-def test_cut_mix_pastes_the_neighbour_s_box_and_mixes_labels_by_pixels():
+def test_cut_mix_pastes_the_neighbor_s_box_and_mixes_labels_by_pixels():
     images = jnp.stack([jnp.full((4, 6, 1), value, jnp.float32) for value in (0.0, 1.0, 2.0)])
     labels = jnp.eye(3)
     corners, sizes = jnp.array([[1, 2], [-2, -1], [3, 5]]), jnp.array([[2, 3], [3, 3], [9, 9]])
@@ -315,7 +315,7 @@ def test_cut_mix_pastes_the_neighbour_s_box_and_mixes_labels_by_pixels():
 
 
 def test_cutmix_pastes_a_share_that_is_uniform_before_clipping():
-    """Beta(1, 1): the box has on average half the image's area; a quarter of a box far out is lost on average."""
+    """Beta(1, 1): the average box has half the image's area; clipping removes a part of it."""
     images, labels = jnp.zeros((2000, 16, 16, 1)), jax.nn.one_hot(jnp.arange(2000) % 2, 2)
     mixed, targets = augment.cutmix(jax.random.key(0), images, labels, 1.0)
     assert mixed.shape == images.shape

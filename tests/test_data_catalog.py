@@ -1,4 +1,4 @@
-"""Data sets by name: the digits, prepared tfds data sets (real ones), folders of images, and what can be wrong."""
+"""Data sets by name: the digits, prepared tfds data sets (real ones), folders of images, and their faults."""
 
 import hashlib
 import importlib.util
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from cnnjax.data import catalog, prepare, sources
 from cnnjax.data.formats import tfds
@@ -34,7 +35,7 @@ def tfds_dir(shared: Path) -> Path:
 
 @pytest.fixture
 def mnist_copy(tfds_dir: Path, tmp_path: Path) -> Path:
-    """A copy of mnist that a test may damage; the folder with its files."""
+    """Folder of a copy of mnist that a test may damage."""
     copy = tmp_path / "mnist" / "3.0.1"
     copy.mkdir(parents=True)
     for path in (tfds_dir / "mnist" / "3.0.1").iterdir():
@@ -47,7 +48,7 @@ def python(code: str, **environment: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment).stdout
 
 
-def test_digits_are_sklearns_values_spread_over_a_byte():
+def test_digits_are_sklearns_values_scaled_to_a_byte():
     data = load_digits()
     splits = catalog.digits()
     parts = [splits.train, splits.valid, splits.test]
@@ -71,9 +72,7 @@ def test_digits_are_split_by_stratum_without_overlap():
         assert np.abs(np.bincount(part.fields["label"]) / len(part) - whole).max() < 0.01
         for image in part.fields["image"]:
             seen[image.tobytes()] = seen.get(image.tobytes(), 0) + 1
-    assert len(seen) == len(
-        {image.astype(np.uint8).tobytes() for image in data.images}
-    )  # no image came twice or got lost
+    assert len(seen) == len({image.astype(np.uint8).tobytes() for image in data.images})  # each image occurs once
 
 
 def test_digits_are_the_same_in_every_process():
@@ -152,7 +151,7 @@ def test_data_dir_comes_from_the_environment(tfds_dir: Path, tmp_path: Path, mon
 
 
 def test_reading_never_imports_tensorflow(tfds_dir: Path, tmp_path: Path):
-    (tmp_path / "tensorflow").mkdir()  # one that can be imported, if anybody does
+    (tmp_path / "tensorflow").mkdir()  # a package that can be imported
     (tmp_path / "tensorflow" / "__init__.py").write_text("__version__ = '2.99'")
     code = (
         "import sys, pathlib; from cnnjax.data import catalog\n"
@@ -348,3 +347,74 @@ def test_damaged_record_of_an_image_is_named(tfds_dir: Path):
     records = [*good.records[:3], {"image": b"no image", "label": 1}]
     with pytest.raises(CorruptImageError, match=r"test, example 3: not a readable image .*1 of 4 images"):
         sources.in_memory(sources.Subset(tfds.Tfds(records, good.classes, 1, "test"), np.arange(4)))
+
+
+def test_a_new_data_set_is_one_entry(tfds_dir: Path, monkeypatch):
+    monkeypatch.setitem(catalog.TFDS, "mnist", {"train": "train[:10]", "valid": "train[10:15]", "test": "test[:5]"})
+    assert [len(part) for part in vars(catalog.load("mnist", tfds_dir)).values()] == [10, 5, 5]
+    monkeypatch.setitem(catalog.EMBEDDED, "more_digits", catalog.digits)
+    assert len(catalog.load("more_digits").test) == 360
+    with pytest.raises(UserError, match="did you mean more_digits"):
+        catalog.load("more_digitz", tfds_dir)
+
+
+# ---- annotated ----
+
+
+def voc(root: Path, objects: dict[str, list[str]], **lists: list[str]) -> Path:
+    """Writes a VOC folder of ``image → classes of its objects``, and lists of images."""
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>4</ymax></bndbox>"
+    for name, classes in objects.items():
+        Image.new("RGB", (9, 6)).save(root / "JPEGImages" / f"{name}.png")
+        inner = "".join(f"<object><name>{c}</name>{box.format(i + 3)}</object>" for i, c in enumerate(classes))
+        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{inner}</annotation>")
+    for name, names in lists.items():
+        (root / "ImageSets/Main" / f"{name}.txt").write_text("\n".join(names))
+    return root
+
+
+def paths(source: sources.Source) -> list[str]:
+    """Names of the images of a (subset of a) source of annotated images, in order."""
+    if isinstance(source, sources.Subset):
+        whole = paths(source.source)
+        return [whole[i] for i in source.indices]
+    return [record.path.stem for record in source.annotations.records]
+
+
+def test_annotated_images_are_cut_by_class_where_each_has_one_object(tmp_path: Path):
+    objects = {f"{i:02}": ["cat" if i % 4 else "dog"] for i in range(40)} | {"x": ["cat", "dog"], "y": []}
+    splits = catalog.load_annotated(voc(tmp_path, objects), 0.2, 0.25, objects=1)
+    assert [len(part) for part in vars(splits).values()] == [24, 8, 8]
+    assert sorted(name for part in vars(splits).values() for name in paths(part)) == [f"{i:02}" for i in range(40)]
+    for part in vars(splits).values():
+        assert sum(part[i]["labels"][0] for i in range(len(part))) == len(part) // 4
+    # By hand, with the calls that have always cut the splits.
+    labels = np.array([0 if i % 4 else 1 for i in range(40)])
+    rest, test = train_test_split(np.arange(40), test_size=0.2, stratify=labels, random_state=0)
+    train, valid = train_test_split(rest, test_size=0.25, stratify=labels[rest], random_state=0)
+    for part, want in ((splits.train, train), (splits.valid, valid), (splits.test, test)):
+        assert paths(part) == [f"{i:02}" for i in want]
+    whole = catalog.load_annotated(tmp_path, 0.2, 0.25)
+    assert sum(len(part) for part in vars(whole).values()) == 42
+    assert [paths(p) for p in vars(catalog.load_annotated(tmp_path, 0.2, 0.25)).values()] == [
+        paths(p) for p in vars(whole).values()
+    ]
+    example = whole.train[0]
+    assert {name: values.dtype for name, values in example.items()} == {
+        "image": np.uint8, "boxes": np.float32, "labels": np.int32, "ignore": bool,
+    }  # fmt: skip
+
+
+def test_named_splits_of_annotated_images_are_taken(tmp_path: Path, capsys):
+    objects = {f"{i:02}": ["cat"] for i in range(20)}
+    names = list(objects)
+    splits = catalog.load_annotated(voc(tmp_path / "a", objects, train=names[:14], val=names[14:]), 0.5, 0.9, 1)
+    assert [len(part) for part in vars(splits).values()] == [7, 6, 7]
+    assert paths(splits.valid) == names[14:]
+    assert capsys.readouterr().out.splitlines()[0] == f"{tmp_path / 'a'}, train: 14 images, 0 faults in their labels"
+    with pytest.raises(UserError, match=r"13\.png is in the splits train and test: take it out of one"):
+        catalog.load_annotated(voc(tmp_path / "b", objects, train=names[:14], test=names[13:]), 0.5, 0.5)
+    with pytest.raises(UserError, match="too few"):
+        catalog.load_annotated(voc(tmp_path / "c", {"a": ["cat"], "b": ["dog"]}), 0.5, 0.5, 1)

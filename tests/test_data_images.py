@@ -11,7 +11,7 @@ from cnnjax.data.formats import images
 from cnnjax.types import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-GREY = RGB[..., 0]
+GRAY = RGB[..., 0]
 DEEP = np.arange(1200, dtype=np.uint16).reshape(30, 40) * 54  # 16 bits, up to 64,746
 
 
@@ -31,11 +31,11 @@ def test_lossless_color_comes_back(form):
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF"])
 def test_grey_is_one_channel_or_three_equal_ones(form, channels):
     pixels = images.decode(
-        encoded(Image.fromarray(GREY), form, **({"quality": 100} if form == "JPEG" else {})), channels, "x"
+        encoded(Image.fromarray(GRAY), form, **({"quality": 100} if form == "JPEG" else {})), channels, "x"
     )
     assert pixels.shape == (30, 40, channels)
     assert pixels.dtype == np.uint8
-    assert np.abs(pixels.astype(int) - GREY[..., None]).max() <= (2 if form == "JPEG" else 0)
+    assert np.abs(pixels.astype(int) - GRAY[..., None]).max() <= (2 if form == "JPEG" else 0)
 
 
 def test_color_to_one_channel_is_rec_601_luma():
@@ -44,7 +44,7 @@ def test_color_to_one_channel_is_rec_601_luma():
 
 
 def test_alpha_is_dropped_and_palettes_are_looked_up():
-    rgba = np.concatenate([RGB, GREY[..., None]], -1)
+    rgba = np.concatenate([RGB, GRAY[..., None]], -1)
     np.testing.assert_array_equal(images.decode(encoded(Image.fromarray(rgba)), 3, "x"), RGB)
     palette = Image.fromarray(RGB).quantize(16)
     want = np.array(palette.getpalette()).reshape(-1, 3)[np.asarray(palette)]
@@ -67,13 +67,13 @@ def test_16_bits_are_scaled_not_clipped(form, channels):
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_pixels_without_a_known_range_are_refused(dtype):
     with pytest.raises(images.CorruptImageError, match=r"scan\.tif: .*no fixed range"):
-        images.decode(encoded(Image.fromarray(GREY.astype(dtype)), "TIFF"), 3, "scan.tif")
+        images.decode(encoded(Image.fromarray(GRAY.astype(dtype)), "TIFF"), 3, "scan.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_exif_orientation_is_undone_where_asked(orientation, form):
-    turned = {  # what a camera stores of RGB with this orientation
+    oriented = {  # RGB as a camera stores it with this orientation
         1: RGB,
         2: RGB[:, ::-1],
         3: RGB[::-1, ::-1],
@@ -85,10 +85,10 @@ def test_exif_orientation_is_undone_where_asked(orientation, form):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(turned))
+    stored = Image.fromarray(np.ascontiguousarray(oriented))
     data = encoded(stored, form, exif=exif, **({"quality": 100, "subsampling": 0} if form == "JPEG" else {}))
     assert np.abs(images.decode(data, 3, "x", upright=True).astype(int) - RGB).max() <= 8
-    assert images.decode(data, 3, "x").shape == turned.shape
+    assert images.decode(data, 3, "x").shape == oriented.shape
 
 
 def test_damaged_exif_does_not_lose_the_image():

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from cnnjax import sharding
 from cnnjax.data import pipeline, sources, transforms
 from cnnjax.data.formats.images import CorruptImageError
 from cnnjax.types import Batch, UserError
@@ -21,7 +23,7 @@ N, SIZE = 22, 4
 
 @dataclass(frozen=True)
 class Numbered:
-    """Image i is full of i, its label is i; not Arrays, so that Grain reads it."""
+    """Source whose image i is filled with i and labelled i; not `Arrays`, so that Grain reads it."""
 
     examples: int = N
     classes: tuple[str, ...] = tuple(map(str, range(256)))
@@ -48,12 +50,7 @@ def take(batches: Iterator[Batch], count: int) -> list[Batch]:
 
 
 def assert_same(first: list[Batch], second: list[Batch]) -> None:
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
-            assert one[name].dtype == other[name].dtype
+    chex.assert_trees_all_equal(first, second, strict=True)
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 6, 13, 5000])
@@ -64,7 +61,7 @@ def test_starting_at_a_step_is_skipping_to_it(start):
 
 
 def from_order(batch_size: int, seed: int, step: int) -> Iterator[Batch]:
-    """What the promise says, written out."""
+    """Batches from ``order`` alone, from step ``step`` on."""
     whole = arrays()
     while True:
         epoch, index = divmod(step, N // batch_size)
@@ -81,7 +78,7 @@ def test_threads_give_the_batches_of_memory(threads, start):
 
 WORKERS = """
 import itertools, sys
-import numpy as np
+import chex
 from pathlib import Path
 from cnnjax.data import pipeline, sources, transforms
 from cnnjax.data.formats.folders import Folder
@@ -89,11 +86,13 @@ from cnnjax.data.formats.folders import Folder
 def main():
     folder, start = Folder.open(Path(sys.argv[1])), int(sys.argv[2])
     small = sources.Mapped(folder, transforms.squeeze(4))
-    read = pipeline.train_batches(small, 4, 3, start, threads=2, workers=2)
-    memory = pipeline.train_batches(sources.in_memory(small), 4, 3, start)
-    for one, other in itertools.islice(zip(read, memory), 9):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+    flip = transforms.random_flip_left_right()
+    read = pipeline.train_batches(
+        folder, 4, 3, start, load=pipeline.loader(folder, transforms.squeeze(4), flip), threads=2, workers=2
+    )
+    memory = pipeline.train_batches(folder, 4, 3, start, load=pipeline.loader(sources.in_memory(small), flip))
+    for pair in itertools.islice(zip(read, memory), 9):
+        chex.assert_trees_all_equal(*pair)
     print("same")
 
 if __name__ == "__main__":
@@ -122,7 +121,7 @@ def test_an_epoch_visits_every_example_at_most_once_and_epochs_differ(batch_size
     for seen in epochs:
         assert len(seen) == len(set(seen)) == N // batch_size * batch_size
     assert len({tuple(seen) for seen in epochs}) == 40
-    assert set(np.concatenate(epochs)) == set(range(N))  # what one epoch leaves out, others see
+    assert set(np.concatenate(epochs)) == set(range(N))  # other epochs have the examples that one leaves out
 
 
 def test_order_depends_on_the_seed_only():
@@ -202,3 +201,123 @@ def test_transform_fixes_the_shape():
     cropped = sources.Mapped(Numbered(odd=(1, 2, 3)), transforms.center_crop(4))
     batch = next(pipeline.eval_batches(cropped, 30))
     assert batch["image"].shape == (30, 4, 4, 3)
+
+
+# ---- loaders ----
+
+
+@dataclass(frozen=True)
+class Everything(Numbered):
+    """Source with every field of the contract, and one of its own."""
+
+    def __getitem__(self, index: int) -> dict:
+        boxes = np.array([[0, 0, index % 4 + 1, 3], [0, 0, 0, 0]], np.float32)
+        return {
+            **super().__getitem__(index),
+            "boxes": boxes,
+            "labels": np.array([index, 0], np.int32),
+            "box_mask": np.array([True, False]),
+            "segmentation": np.full((SIZE, SIZE), index, np.int32),
+            "instance_masks": np.full((2, SIZE, SIZE), index % 2, bool),
+            "weight": index / 2,
+        }
+
+
+def mosaic(source: sources.Source):
+    """Loader that reads four images: the requested one and three that are drawn."""
+
+    def load(rng: np.random.Generator, index: int) -> dict:
+        others = rng.integers(len(source), size=3)
+        top, low = ([source[int(i)]["image"] for i in pair] for pair in ((index, others[0]), others[1:]))
+        return {"image": np.vstack([np.hstack(top), np.hstack(low)]), "label": index, "others": others}
+
+    return load
+
+
+def test_every_field_is_stacked_and_memory_gives_the_same():
+    read = take(pipeline.train_batches(Everything(), 4, seed=3), 6)
+    assert_same(read, take(pipeline.train_batches(sources.in_memory(Everything()), 4, seed=3), 6))
+    shapes = {name: (values.shape, values.dtype) for name, values in read[0].items()}
+    assert shapes["boxes"] == ((4, 2, 4), np.float32)
+    assert shapes["segmentation"] == ((4, SIZE, SIZE), np.int32)
+    assert shapes["instance_masks"] == ((4, 2, SIZE, SIZE), bool)
+    for batch in read:
+        np.testing.assert_array_equal(batch["labels"][:, 0], batch["label"])
+        np.testing.assert_array_equal(batch["segmentation"][:, 0, 0], batch["label"])
+        np.testing.assert_array_equal(batch["weight"], batch["label"] / 2)
+    evaluated = list(pipeline.eval_batches(Everything(), 5))
+    assert_same(evaluated, list(pipeline.eval_batches(sources.in_memory(Everything()), 5)))
+    assert evaluated[-1].keys() == {*read[0], "example_mask"}
+
+
+@pytest.mark.parametrize("make", [arrays, Numbered])
+@pytest.mark.parametrize("threads", [0, 1, 3, 8])
+@pytest.mark.parametrize("start", [0, 4])
+def test_a_loader_draws_by_seed_step_and_row_alone(make, threads, start):
+    batches = take(pipeline.train_batches(make(), 5, 3, start, load=mosaic(make()), threads=threads), 6)
+    for step, batch in enumerate(batches, start):
+        epoch, index = divmod(step, N // 5)
+        chosen = pipeline.order(N, 3, epoch)[index * 5 : (index + 1) * 5]
+        for row in range(5):
+            drawn = np.random.default_rng([3, step, row]).integers(N, size=3)
+            assert batch["others"][row].tolist() == drawn.tolist()
+            corners = batch["image"][row][:: 2 * SIZE - 1, :: 2 * SIZE - 1, 0].ravel()
+            assert corners.tolist() == [chosen[row], *drawn]
+        assert batch["label"].dtype == np.int32
+
+
+def sized(rng: np.random.Generator, index: int, size: int) -> dict:
+    return {"image": rng.integers(0, 256, (size, size, 3), np.uint8), "label": index}
+
+
+def test_the_size_may_change_by_step():
+    sizes = (lambda step: 8 if step < 3 else 16), (lambda step: 8 + 4 * (step % 3))
+    for size_at in sizes:
+        batches = take(pipeline.train_batches(arrays(), 4, 0, 1, load=sized, size_at=size_at), 5)
+        assert [batch["image"].shape[1] for batch in batches] == [size_at(step) for step in range(1, 6)]
+    with pytest.raises(ValueError, match="size_at"):
+        pipeline.train_batches(arrays(), 4, 0, size_at=sizes[0])
+
+
+@pytest.mark.parametrize("load", [mosaic(Numbered()), sized])
+def test_rows_of_two_hosts_draw_what_one_draws(load, monkeypatch):
+    options = {"load": load, "size_at": None if load is not sized else lambda step: 4 + step}
+    want = take(pipeline.train_batches(Numbered(), 6, 0, **options), 4)
+    parts = []
+    for index in range(2):
+        monkeypatch.setattr(sharding, "local_rows", lambda size, i=index: slice(i * size // 2, (i + 1) * size // 2))
+        parts.append(take(pipeline.train_batches(Numbered(), 6, 0, **options), 4))
+    together = [
+        {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+        for halves in zip(*parts, strict=True)
+    ]
+    assert_same(together, want)
+
+
+def test_loader_applies_transforms_in_turn():
+    source = Everything()
+    load = pipeline.loader(
+        source, transforms.random_resized_crop(6), transforms.random_flip_left_right(), transforms.pad(7, 8)
+    )
+    (batch,) = take(pipeline.train_batches(source, 3, 5, 2, load=load), 1)
+    assert batch["image"].shape == (3, 7, 8, 3)
+    assert batch["segmentation"].shape == (3, 7, 8)
+    generator, index = np.random.default_rng([5, 2, 1]), int(pipeline.order(N, 5, 0)[7])
+    by_hand = transforms.random_resized_crop(6)(generator, source[index])
+    by_hand = transforms.pad(7, 8)(transforms.random_flip_left_right()(generator, by_hand))
+    chex.assert_trees_all_equal({name: values[1] for name, values in batch.items()}, dict(by_hand))
+
+
+def test_fields_that_cannot_be_stacked_are_named():
+    def ragged(rng: np.random.Generator, index: int) -> dict:
+        return {"image": np.zeros((4, 4, 3), np.uint8), "boxes": np.zeros((index % 3, 4), np.float32)}
+
+    def other(rng: np.random.Generator, index: int) -> dict:
+        return {"image": np.zeros((4, 4, 3), np.uint8), **({"label": 0} if index else {})}
+
+    with pytest.raises(
+        UserError, match=r"field 'boxes' has different shapes, such as \[\(0, 4\), \(1, 4\).*: pad them"
+    ):
+        take(pipeline.train_batches(Numbered(), 22, 0, load=ragged), 1)
+    with pytest.raises(UserError, match="examples with different fields"):
+        take(pipeline.train_batches(Numbered(), 22, 0, load=other), 1)

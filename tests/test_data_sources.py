@@ -163,3 +163,54 @@ def test_subset_takes_by_index():
     subset = sources.Subset(source, np.array([2, 0]))
     assert (len(subset), subset.classes) == (2, ("a", "b"))
     assert [int(subset[i]["image"].item()) for i in range(2)] == [2, 0]
+
+
+def test_arrays_hold_any_fields_of_one_length():
+    source = sources.Arrays({"features": np.arange(6.0).reshape(3, 2), "label": np.array([0, 1, 1])}, ("a", "b"))
+    assert (len(source), source[2]["features"].tolist(), source[2]["label"].dtype) == (3, [4, 5], np.int32)
+    with pytest.raises(UserError, match=r"same length, one row per example, got {'image': 4, 'boxes': 3}"):
+        sources.Arrays({"image": IMAGES, "boxes": np.zeros((3, 2, 4))}, ("a",))
+
+
+def test_mapped_and_subset_wrap_each_other(animals: Path):
+    folder = Folder.open(animals)
+    mapped = sources.Mapped(sources.Subset(folder, np.array([4, 1])), transforms.squeeze(3))
+    assert (len(mapped), mapped.classes, mapped[1]["image"].shape) == (2, folder.classes, (3, 3, 3))
+    arrays = sources.in_memory(mapped)
+    assert arrays.fields["label"].tolist() == sources.labels(mapped).tolist() == [2, 1]
+    np.testing.assert_array_equal(arrays.fields["image"][0], transforms.squeeze(3)(folder[4])["image"])
+
+
+def test_every_field_counts_for_what_is_small():
+    source = sources.Mapped(
+        sources.Arrays({"image": IMAGES, "label": LABELS}, ("a", "b")), lambda x: {**x, "map": np.zeros(100, np.uint8)}
+    )
+    size = 4 * (6 * 5 * 3 + 4 + 100)
+    assert sources.in_memory_if_small(source, size - 1) is source
+    arrays = sources.in_memory_if_small(source, size)
+    assert arrays.fields["map"].shape == (4, 100)
+    assert sources.in_memory_if_small(arrays, 0) is arrays
+
+
+def test_lenient_marks_what_cannot_be_read_and_says_why(animals: Path):
+    folder = sources.Mapped(Folder.open(animals), transforms.squeeze(4))
+    blank = {"image": np.zeros((4, 4, 3), np.uint8), "label": -1}
+    assert all(sources.Lenient(folder, blank)[i]["readable"] for i in range(5))
+    damage(animals)
+    source = sources.Lenient(folder, blank)
+    examples = sources.stack([source[i] for i in range(5)])
+    assert examples["readable"].tolist() == [True, False, True, False, False]
+    assert examples["label"].tolist() == [0, -1, 1, -1, -1]
+    assert [Path(e.split(":")[0]).name for e in source.errors(examples["readable"])] == ["a.jpg", "2.png", "1.gif"]
+    assert source.errors(np.zeros(0, bool)) == []
+    bad = sources.Lenient(sources.Subset(folder, np.array([1, 3])), blank)
+    with pytest.raises(UserError, match=r"none of the 2 images can be read, such as .*a\.jpg"):
+        bad.errors(np.array([False, False]))
+
+
+def test_relabelled_puts_labels_in_other_places():
+    arrays = sources.Arrays({"image": IMAGES, "label": LABELS}, ("a", "b"))
+    source = sources.Relabelled(arrays, np.array([7, 3]), tuple("abcdefgh"))
+    assert [int(source[i]["label"]) for i in range(len(source))] == [7, 3, 3, 7]
+    assert (source[0]["label"].dtype, len(source.classes)) == (np.int32, 8)
+    assert sources.labels(source).tolist() == [7, 3, 3, 7]

@@ -1,4 +1,4 @@
-"""Every field moves with the pixels: a painted rectangle is measured after every transform, on host and device."""
+"""Movement of every field with the pixels: a painted rectangle is measured after each transform, on host and device."""
 
 from functools import partial
 
@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from cnnjax.data import augment, transforms
 from cnnjax.types import UserError
 
-BOX = (30, 40, 90, 70)  # of the picture of 160×120
+BOX = (30, 40, 90, 70)  # in an image of 160×120
 
 
 def rng(seed=0):
@@ -28,20 +30,20 @@ def picture(box=BOX, height=120, width=160, channels=3):
 
 
 def example(*args, **options):
-    """`picture` as an example; its mask is the segmentation and the one instance mask too."""
+    """Example with the image of `picture`; the mask of its box is its segmentation and its only instance mask."""
     image, boxes = picture(*args, **options)
     mask = image[..., 0] // 255
     return {"image": image, "boxes": boxes, "segmentation": mask, "instance_masks": mask[None], "label": np.int32(5)}
 
 
 def extent(image):
-    """(left, top, right, bottom) of what is painted, to fractions of a pixel: mass and centre of its profiles."""
+    """(left, top, right, bottom) of the painted pixels, in fractions of pixels: mass and center of the profiles."""
     paint = np.asarray(image, np.float64)[..., 0] / np.max(image)
     sides = []
     for profile in (paint.max(0), paint.max(1)):
         size = profile.sum()
-        centre = (profile * (np.arange(len(profile)) + 0.5)).sum() / size
-        sides.append((centre - size / 2, centre + size / 2))
+        center = (profile * (np.arange(len(profile)) + 0.5)).sum() / size
+        sides.append((center - size / 2, center + size / 2))
     (left, right), (top, bottom) = sides
     return left, top, right, bottom
 
@@ -170,7 +172,7 @@ def test_windows_are_inside_and_have_the_share_and_ratio():
     assert 0.47 < max(shares) < 0.51
     assert 0.49 < min(ratios) < 0.6
     assert 1.6 < max(ratios) < 2.03
-    assert transforms.random_window(rng(), 10, 1000, (1.0, 1.0)) == (493, 0, 506, 10)  # none fits: the nearest ratio
+    assert transforms.random_window(rng(), 10, 1000, (1.0, 1.0)) == (493, 0, 506, 10)  # no ratio fits: the nearest one
     assert transforms.random_window(rng(), 1, 1) == (0, 0, 1, 1)
 
 
@@ -238,7 +240,7 @@ DEVICE = {
 }
 
 
-# Compiled whole: one by one their operations take four times as long to compile.
+# Compiled as a whole: one by one, their operations take four times as long to compile.
 SHIFT, AFFINE, FLIP = map(jax.jit, (augment.shift, augment.affine, augment.flip_left_right))
 
 
@@ -253,7 +255,7 @@ def test_on_the_device_every_field_stays_on_the_paint(name):
     assert new["box_mask"].tolist() == [True]
     assert new["label"] == 5
     chex.assert_trees_all_equal_shapes_and_dtypes({k: new[k] for k in before}, jax.tree.map(jnp.asarray, before))
-    # Where the paint is cut by the border, a profile ends in a pixel that is covered in part.
+    # Where the border cuts the painted rectangle, a profile ends in a pixel that is partly covered.
     np.testing.assert_allclose(new["boxes"][0], extent(new["image"]), atol=0.6 if name == "zoom out" else 0.1)
     assert_masks_on_the_box(jax.tree.map(np.asarray, new))
 
@@ -285,8 +287,8 @@ def test_random_operations_keep_boxes_on_the_paint_in_a_batch():
     assert new["label"].tolist() == list(range(32))
     for i in range(32):
         np.testing.assert_allclose(moved[i, 0], extent(new["image"][i]), atol=0.7)
-    centres = np.asarray(moved[:, 0, 0] + moved[:, 0, 2]) / 2
-    assert len(np.unique(centres)) == 32
+    centers = np.asarray(moved[:, 0, 0] + moved[:, 0, 2]) / 2
+    assert len(np.unique(centers)) == 32
     again = batch(jax.random.key(0), {"image": images[:5], "boxes": corners[:5]})
     np.testing.assert_allclose(again["boxes"], moved[:5], atol=1e-4)
 
@@ -360,3 +362,90 @@ def test_flips_half_of_the_time_and_ranges_are_checked():
 def test_fields_of_wrong_shapes_are_programming_errors(field, value):
     with pytest.raises(AssertionError):
         augment.flip_left_right({**floats(example()), field: value})
+
+
+# ---- properties ----
+
+SIDES = st.integers(24, 90)
+GEOMETRIES = st.one_of(
+    st.builds(transforms.squeeze, st.integers(20, 120)),
+    st.builds(transforms.letterbox, st.integers(40, 120)),
+    st.builds(transforms.center_crop, st.integers(20, 120)),
+    st.builds(transforms.crop_and_resize, st.integers(20, 120)),
+    st.builds(
+        lambda small, more: transforms.resize_and_crop(small + more, small), st.integers(20, 90), st.integers(0, 30)
+    ),
+    st.builds(transforms.pad, st.integers(90, 120), st.integers(90, 120)),
+    st.builds(transforms.flip_left_right),
+)
+
+
+@st.composite
+def painted(draw):
+    """Example with a painted rectangle of at least 8×8 pixels."""
+    height, width = draw(SIDES), draw(SIDES)
+    left, top = draw(st.integers(0, width - 8)), draw(st.integers(0, height - 8))
+    right, bottom = draw(st.integers(left + 8, width)), draw(st.integers(top + 8, height))
+    return example((left, top, right, bottom), height, width)
+
+
+def mask_box(mask):
+    """Box around a mask, zeros where it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if len(rows) else [0, 0, 0, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(painted(), GEOMETRIES)
+def test_host_fields_move_together(before, geometry):
+    new = geometry(before)
+    assert new["segmentation"].shape == new["image"].shape[:2]
+    if new["box_mask"][0]:
+        np.testing.assert_allclose(new["boxes"][0], mask_box(new["instance_masks"][0]), atol=1)
+        np.testing.assert_allclose(new["boxes"][0], mask_box(new["segmentation"] == 1), atol=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(painted(), GEOMETRIES, st.integers(0, 2**32 - 1))
+def test_restore_undoes_what_a_geometry_did_to_boxes(before, geometry, seed):
+    height, width = before["image"].shape[:2]
+    where = geometry.geometry(height, width)
+    scale, offset = where.coordinates(height, width)
+    # Boxes that stay whole in the output.
+    low = np.maximum(-offset / scale, 0)
+    high = np.minimum((np.array(where.shape[::-1]) - offset) / scale, [width, height])
+    corners = np.sort(rng(seed).uniform(low, high, (5, 2, 2)), axis=1)
+    boxes = corners.reshape(5, 4).astype(np.float32)
+    new = transforms.apply({**before, "boxes": boxes}, where, min_visible=0.0)
+    restored = geometry.restore(new["boxes"], height, width)
+    np.testing.assert_allclose(restored[new["box_mask"]], boxes[new["box_mask"]], atol=1e-3)
+    assert (restored >= 0).all()
+    assert (geometry.restore(np.array([[-99, -99, 999, 999]]), height, width) <= [width, height] * 2).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(painted())
+def test_two_flips_are_none(before):
+    twice = transforms.flip_left_right()(transforms.flip_left_right()(before))
+    chex.assert_trees_all_equal({name: twice[name] for name in before}, before)
+    assert twice["box_mask"].all()
+
+
+SMALL = (40, 56)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 24), st.integers(-20, 20), st.integers(-20, 20), st.floats(0.7, 1.6))
+def test_device_fields_move_together(left, top, down, right, zoom):
+    before = floats(example((left, top, left + 16, top + 16), *SMALL))
+    for new in (
+        FLIP(before),
+        SHIFT(before, (down, right)),
+        AFFINE(before, augment.affine_matrix(0.0, zoom, (down, right))),
+    ):
+        if new["box_mask"][0]:
+            moved = np.asarray(new["boxes"][0])
+            np.testing.assert_allclose(moved, mask_box(np.asarray(new["instance_masks"][0])), atol=1)
+            np.testing.assert_allclose(moved, mask_box(np.asarray(new["segmentation"]) == 1), atol=1)
+    twice = FLIP(FLIP(before))
+    chex.assert_trees_all_equal({name: twice[name] for name in before}, before)

@@ -1,11 +1,11 @@
-"""Pictures with boxes: Pascal VOC (LabelImg writes it), COCO JSON, VGG Image Annotator; told apart by content.
+"""Images with boxes: Pascal VOC (LabelImg writes it), COCO JSON, VGG Image Annotator; recognized by content.
 
     found = annotations.open("animals", split="train")
     found.records[0].boxes      # float32 [k, 4], xyxy in pixels from 0
-    found.faults                # what is wrong, and in which file and object
+    found.faults                # each with its file, object and kind
     AnnotatedImages(found)[0]   # {"image", "boxes", "labels", "ignore"}
 
-Faulty boxes are never passed on, and never left out silently: `FAULTS` says what becomes of each kind.
+Faulty boxes are never used, and never left out silently: `FAULTS` gives the treatment of each kind.
 """
 
 import importlib
@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from cnnjax.data.formats.images import CorruptImageError, decode, header_size
 from cnnjax.data.sources import DECODE_THREADS
 from cnnjax.types import UserError
 
-ROUNDING = 0.5  # pixels that a box may leave the picture without being a fault; it is clipped all the same
+ROUNDING = 0.5  # pixels by which a box may leave the image without being a fault; it is clipped in any case
 
 FAULTS: Mapping[str, str] = {
     "degenerate": "the box has no area: left out",
@@ -44,37 +43,26 @@ FAULTS: Mapping[str, str] = {
 
 
 class NoAnnotationsError(UserError):
-    """Nothing here is in a known format."""
+    """No annotations in a known format."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture.
+    """One image; each array has a row for each box."""
 
-    Attributes:
-      id: COCO's number, else the name.
-      path: of the picture.
-      width: in pixels, as labelled.
-      height: in pixels, as labelled.
-      boxes: float32 [k, 4], xyxy in pixels, inside the picture, with area.
-      labels: int32 [k], places in the classes.
-      difficult: bool [k], VOC's flag.
-      crowd: bool [k], COCO's flag: a box around many.
-    """
-
-    id: str | int
+    id: str | int  # COCO's number, else the name
     path: Path
-    width: int
+    width: int  # in pixels, as labelled
     height: int
-    boxes: np.ndarray
-    labels: np.ndarray
-    difficult: np.ndarray
-    crowd: np.ndarray
+    boxes: np.ndarray  # float32 [k, 4], xyxy in pixels, inside the image, with area
+    labels: np.ndarray  # int32 [k], places in the classes
+    difficult: np.ndarray  # bool [k], VOC's flag
+    crowd: np.ndarray  # bool [k], COCO's flag: a box around many
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Pictures with their boxes, the names of the classes, and all that was wrong; ``kind`` names the format."""
+    """Images with their boxes, the names of the classes, and all faults; ``kind`` names the format."""
 
     records: tuple[Record, ...]
     classes: tuple[str, ...]
@@ -88,16 +76,16 @@ def open(
     """Reads the annotations of a folder, or a COCO or VIA file.
 
     Args:
-      path: folder with ``Annotations/*.xml`` and ``JPEGImages`` or xml beside the pictures (VOC), with
+      path: folder with ``Annotations/*.xml`` and ``JPEGImages`` or xml beside the images (VOC), with
         ``annotations/*.json`` or a JSON (COCO), with a JSON or CSV (VIA); or one of these files.
       split: VOC: a list in ``ImageSets/Main``; else the file, by its name (``instances_val2017``) or the end of it
         (``val2017``, which prefers ``instances_``). None: all, or the only file.
       classes: expected names, in the order of their labels; None: COCO's order, or by name, of the whole VOC folder.
-      check: decode every picture; what cannot be used is left out and listed.
+      check: decode every image; one that cannot be used is left out and listed.
 
     Raises:
-      NoAnnotationsError: nothing in a known format.
-      formats.annotated.NoSplitError: a split that is not there.
+      NoAnnotationsError: there is nothing in a known format.
+      formats.annotated.NoSplitError: there is no such split.
       UserError: a damaged file, several files and no split, or nothing left.
     """
     path = Path(path).expanduser()
@@ -105,41 +93,31 @@ def open(
     faults = list(read.faults)
     names = tuple(classes if classes is not None else read.classes)
     labels = {name: i for i, name in enumerate(names)}
-    records = [record for each in read.images if (record := _judged(each, labels, faults)) is not None]
+    records = [record for each in read.images if (record := _record(each, labels, faults)) is not None]
     if check:
         records = _usable(records, {each.path: each.file for each in read.images}, faults)
     if not records:
-        raise UserError(f"{path}: no picture with annotations is left{_first(faults)}")
+        first = f"; {faults[0].file}: {faults[0].kind}, {faults[0].what}; {len(faults)} faults" if faults else ""
+        raise UserError(f"{path}: no picture with annotations is left{first}")
     return Annotations(tuple(records), names, tuple(faults), kind)
 
 
-def _first(faults: Sequence[Fault]) -> str:
-    return f"; {faults[0].file}: {faults[0].kind}, {faults[0].what}; {len(faults)} faults" if faults else ""
-
-
 def _read(path: Path, split: str | None) -> tuple[str, Read]:
-    """Name of the format, and what its reader gives."""
+    """Name of the format, and the result of its reader; see `formats.annotated`."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected annotations of Pascal VOC, COCO or VIA")
-    readers = _readers()
-    for name, reader in readers.items():
-        if (read := reader.read_annotations(path, split)) is not None:
+    names = [each.name for each in pkgutil.iter_modules(formats.__path__)]
+    modules = [importlib.import_module(f"{formats.__name__}.{name}") for name in names]
+    readers = {each.__name__.rpartition(".")[2]: each for each in modules if hasattr(each, "read_annotations")}
+    for name in sorted(readers):
+        if (read := readers[name].read_annotations(path, split)) is not None:
             return name, read
-    expected = ", ".join(reader.EXPECTED for reader in readers.values())
-    raise NoAnnotationsError(
-        f"{table_file(path, split) or path}: no annotations in a known format; expected {expected}"
-    )
+    file, expected = table_file(path, split) or path, ", ".join(reader.EXPECTED for reader in readers.values())
+    raise NoAnnotationsError(f"{file}: no annotations in a known format; expected {expected}")
 
 
-def _readers() -> dict[str, ModuleType]:
-    """The readers of annotations among the formats, by name; see `formats.annotated`."""
-    names = sorted(module.name for module in pkgutil.iter_modules(formats.__path__))
-    modules = {name: importlib.import_module(f"{formats.__name__}.{name}") for name in names}
-    return {name: module for name, module in modules.items() if hasattr(module, "read_annotations")}
-
-
-def _judged(image: AnnotatedImage, labels: Mapping[str, int], faults: list[Fault]) -> Record | None:
-    """The picture with the boxes that can be used; adds what is wrong to ``faults``."""
+def _record(image: AnnotatedImage, labels: Mapping[str, int], faults: list[Fault]) -> Record | None:
+    """Image with the boxes that can be used; its faults are added to ``faults``."""
     size = image.size or header_size(image.path)
     if size is None:
         kind = "unreadable picture" if image.path.is_file() else "missing picture"
@@ -170,7 +148,7 @@ def _judged(image: AnnotatedImage, labels: Mapping[str, int], faults: list[Fault
 def _usable_box(
     each: Labelled, size: tuple[int, int], labels: Mapping[str, int]
 ) -> tuple[Box | None, tuple[str, str] | None]:
-    """What of the box is inside the picture, None if it cannot be used, and the fault if there is one."""
+    """Part of a box inside the image, None if it cannot be used, and the fault if there is one."""
     if each.fault is not None:
         return None, each.fault
     if not np.isfinite(each.box).all():
@@ -180,26 +158,23 @@ def _usable_box(
     (left, top, right, bottom), (width, height) = each.box, size
     if right <= left or bottom <= top:
         return None, ("degenerate", f"xyxy {_text(each.box)}")
-    said = f"xyxy {_text(each.box)} in a picture of {width}×{height}"
+    where = f"xyxy {_text(each.box)} in a picture of {width}×{height}"
     inside = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
-        return None, ("outside", said)
+        return None, ("outside", where)
     beyond = max(abs(a - b) for a, b in zip(inside, each.box, strict=True))
-    return inside, ("clipped", said) if beyond > ROUNDING else None
+    return inside, ("clipped", where) if beyond > ROUNDING else None
 
 
 def _text(box: Box) -> str:
     return " ".join(f"{value:g}" for value in box)
 
 
-# ---- pictures ----
-
-
 def picture(record: Record) -> np.ndarray:
-    """The picture of a record, uint8 [h, w, 3], turned as when it was labelled.
+    """Image of a record, uint8 [h, w, 3], in the orientation in which it was labelled.
 
-    Tools that heed EXIF orientation label the turned picture, others the one that is stored; the size tells which.
-    Where both have it (half turns), the turned one.
+    Tools that respect EXIF orientation label the image as it is shown, others as it is stored; the size shows which.
+    Where the two have the same size (half turns), the image as it is shown.
 
     Raises:
       CorruptImageError: it cannot be read.
@@ -232,22 +207,19 @@ def _usable(records: Sequence[Record], origin: Mapping[Path, Path], faults: list
     return [record for record, error in zip(records, errors, strict=True) if error is None]
 
 
-# ---- for training ----
-
-
 @dataclass(frozen=True)
 class AnnotatedImages:
     """A source: ``image`` uint8 [h, w, 3], ``boxes`` float32 [k, 4], ``labels`` int32 [k], ``ignore`` bool [k].
 
-    ``ignore`` marks crowds and difficult objects, which evaluation neither rewards nor punishes.
-    Raises as `picture`.
+    ``ignore`` is True for crowds and difficult objects, which evaluation neither rewards nor punishes. Raises the
+    errors of `picture`.
     """
 
     annotations: Annotations
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names."""
+        """Names of the classes."""
         return self.annotations.classes
 
     def __len__(self) -> int:
@@ -259,8 +231,8 @@ class AnnotatedImages:
         return {"image": picture(record), "boxes": record.boxes, "labels": record.labels, "ignore": ignore}
 
 
-def only(found: Annotations, objects: int) -> Annotations:
-    """The pictures with exactly that many boxes: 1 for classification with localization.
+def with_object_count(found: Annotations, objects: int) -> Annotations:
+    """Images with exactly ``objects`` boxes: 1 for classification with localization.
 
     Raises:
       UserError: there is none.

@@ -1,36 +1,36 @@
-"""Augmentation on the device: one example in, one example of the same shapes out, under ``jax.jit``.
+"""Augmentation on the device: an example becomes one of the same shapes, under ``jax.jit``.
 
-A random operation is a sampled parameter and a deterministic operation, key first (the form of google-deepmind/dm_pix).
-Both are written for one example, a dict of arrays; `compose` chains random operations, `per_example` applies the chain
+A random operation samples a parameter for a deterministic operation, key first (the form of google-deepmind/dm_pix).
+All are written for one example, a dict of arrays; `compose` chains random operations, `per_example` applies the chain
 to a batch::
 
     one = compose(partial(random_affine, max_change=0.2), random_flip_left_right)
     augment = partial(per_example, one)  # (key, batch) → batch
 
-What moves pixels moves every field by its kind: ``image`` float [h, w, c] in 0…1 (bilinear); ``boxes`` [k, 4], which
-are clipped; ``segmentation`` [h, w] and ``instance_masks`` [k, h, w] (nearest pixel). What changes colors changes
+Operations that move pixels move every field by its kind: ``image`` float [h, w, c] in 0…1 (bilinear); ``boxes`` [k, 4],
+which are clipped; ``segmentation`` [h, w] and ``instance_masks`` [k, h, w] (nearest pixel). Operations on colors change
 ``image`` only. All other fields stay as they are. ``box_mask`` [k], True on real boxes (added where it is missing),
-falls for a box of which less than ``min_visible`` of its area is left; the box is then zeros.
+becomes False for a box of which less than ``min_visible`` of the area is left; the box is then zeros.
 
 Every deterministic operation returns the image bit for bit at its neutral parameter. Anything but one float image
 raises `TypeError`, an impossible range `ValueError`, other fields of wrong shapes `AssertionError`, all while tracing.
-`mix`, `cut_mix` and their random forms alone take a whole batch.
+Only `mix`, `cut_mix` and their random forms take a whole batch.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
+from cnnjax.data.transforms import MIN_VISIBLE, OUTSIDE
 from cnnjax.ops import boxes as box_ops
 from cnnjax.types import Array, Example, Key
 
 Op = Callable[[Key, Example], Example]
-
-MIN_VISIBLE = 0.25  # as on the host, see `transforms`
-OUTSIDE = {"segmentation": 255, "instance_masks": 0}  # field → what lies outside the image
 
 
 def per_example(op: Op, key: Key, batch: Mapping[str, Array]) -> dict[str, jax.Array]:
@@ -54,7 +54,7 @@ def compose(*ops: Op) -> Op:
     return composed
 
 
-# ---- where the pixels go ----
+# ---- geometry ----
 
 
 def shift(
@@ -70,24 +70,23 @@ def shift(
     def taken(x: jax.Array, axis: int) -> jax.Array:
         return jnp.take(jnp.take(x, rows, axis=axis, mode="clip"), columns, axis=axis + 1, mode="clip")
 
-    return _moved(
-        example,
-        jnp.where(inside[..., None], taken(image, 0), jnp.asarray(fill, image.dtype)),
-        lambda boxes: boxes + jnp.stack([right, down, right, down]).astype(jnp.float32),
-        lambda planes, outside: jnp.where(inside, taken(planes, planes.ndim - 2), outside),
-        min_visible,
-    )
+    def boxes(before: jax.Array) -> jax.Array:
+        return before + jnp.stack([right, down, right, down]).astype(jnp.float32)
+
+    def planes(x: jax.Array, outside: Array) -> jax.Array:
+        return jnp.where(inside, taken(x, x.ndim - 2), outside)
+
+    moved = jnp.where(inside[..., None], taken(image, 0), jnp.asarray(fill, image.dtype))
+    return _moved(example, moved, boxes, planes, min_visible)
 
 
-def random_shift(
-    key: Key, example: Example, max_pixels: int, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
-) -> Example:
+def random_shift(key: Key, example: Example, max_pixels: int, **options: Any) -> Example:
     """`shift` by a whole number of pixels in −max_pixels…max_pixels, drawn for each direction."""
-    return shift(example, jax.random.randint(key, (2,), -max_pixels, max_pixels + 1), fill, min_visible)
+    return shift(example, jax.random.randint(key, (2,), -max_pixels, max_pixels + 1), **options)
 
 
 def flip_left_right(example: Example, flip: Array | bool = True) -> Example:
-    """The mirror image, column 0 becomes the last; the example as it is where ``flip`` is False."""
+    """Mirror image, column 0 becomes the last; the example unchanged where ``flip`` is False."""
     image = _image(example)
     width = image.shape[1]
 
@@ -95,13 +94,10 @@ def flip_left_right(example: Example, flip: Array | bool = True) -> Example:
         other = jnp.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
         return jnp.where(flip, other, boxes)
 
-    return _moved(
-        example,
-        jnp.where(flip, jnp.flip(image, axis=1), image),
-        mirrored,
-        lambda planes, outside: jnp.where(flip, jnp.flip(planes, axis=-1), planes),
-        0.0,
-    )
+    def planes(x: jax.Array, outside: Array) -> jax.Array:
+        return jnp.where(flip, jnp.flip(x, axis=-1), x)
+
+    return _moved(example, jnp.where(flip, jnp.flip(image, axis=1), image), mirrored, planes, 0.0)
 
 
 def random_flip_left_right(key: Key, example: Example, probability: float = 0.5) -> Example:
@@ -112,27 +108,25 @@ def random_flip_left_right(key: Key, example: Example, probability: float = 0.5)
 def affine(example: Example, matrix: Array, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE) -> Example:
     """Bilinear resampling: output pixel (row, column) shows the input at ``matrix @ (row, column, 1)``.
 
-    A turned box becomes the upright one around it.
+    A rotated box becomes the upright box around it.
 
     Args:
-      example: image float [h, w, c] and more.
-      matrix: float [2, 3], from output to input, in pixels counted from the image's centre
-        ((h−1)/2, (w−1)/2); see `affine_matrix`.
-      fill: scalar or [c], the value of every pixel outside the image. SciPy calls this
-        ``mode="grid-constant"``. Shrinking does not low-pass the image first.
-      min_visible: see the module.
+      matrix: float [2, 3], from output to input, in pixels counted from the image's center ((h−1)/2, (w−1)/2); see
+        `affine_matrix`.
+      fill: scalar or [c], the value of every pixel outside the image. SciPy calls this ``mode="grid-constant"``.
+        Shrinking does not low-pass the image first.
     """
     image, matrix = _image(example), jnp.asarray(matrix)
     chex.assert_shape(matrix, (2, 3))
     h, w, _ = image.shape
     row, column = (jnp.arange(h) - (h - 1) / 2)[:, None], (jnp.arange(w) - (w - 1) / 2)[None, :]
-    # No matmul: accelerators run it in bfloat16 or TF32 by default, which is whole pixels at 224.
+    # No matmul: accelerators run it in bfloat16 or TF32 by default, an error of whole pixels at 224.
     y = matrix[0, 0] * row + matrix[0, 1] * column + matrix[0, 2] + (h - 1) / 2
     x = matrix[1, 0] * row + matrix[1, 1] * column + matrix[1, 2] + (w - 1) / 2
 
     inside = jax.vmap(lambda plane: map_coordinates(plane, [y, x], order=1, mode="constant"), 2, 2)(image)
-    # map_coordinates wants its constant static. Zero outside, it leaves room for the weight of the
-    # neighbours that lie there, and a fill of one value per channel.
+    # map_coordinates takes only a static constant. It is zero here, and the fill, one value per channel, is added
+    # with the weight of the neighbors that lie outside.
     covered = jnp.clip(jnp.minimum(y + 1, h - y), 0, 1) * jnp.clip(jnp.minimum(x + 1, w - x), 0, 1)
 
     def nearest(planes: jax.Array, outside: Array) -> jax.Array:
@@ -140,18 +134,14 @@ def affine(example: Example, matrix: Array, fill: Array | float = 0.0, min_visib
         real = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
         return jnp.where(real, planes[..., jnp.clip(rows, 0, h - 1), jnp.clip(columns, 0, w - 1)], outside)
 
-    return _moved(
-        example,
-        (inside + jnp.asarray(fill) * (1 - covered)[..., None]).astype(image.dtype),
-        lambda boxes: _affine_boxes(boxes, matrix.astype(jnp.float32), h, w),
-        nearest,
-        min_visible,
-    )
+    moved = (inside + jnp.asarray(fill) * (1 - covered)[..., None]).astype(image.dtype)
+    boxes = partial(_affine_boxes, matrix=matrix.astype(jnp.float32), h=h, w=w)
+    return _moved(example, moved, boxes, nearest, min_visible)
 
 
 def _affine_boxes(boxes: jax.Array, matrix: jax.Array, h: int, w: int) -> jax.Array:
     (a, b), (c, d) = matrix[0, :2], matrix[1, :2]
-    # The corners (row, column) from the centre, moved by the inverse; no matmul, see `affine`.
+    # The corners (row, column) from the center, moved by the inverse; no matmul, see `affine`.
     y = jnp.stack([boxes[:, i] for i in (1, 1, 3, 3)]) - h / 2 - matrix[0, 2]
     x = jnp.stack([boxes[:, i] for i in (0, 2, 0, 2)]) - w / 2 - matrix[1, 2]
     rows = (d * y - b * x) / (a * d - b * c) + h / 2
@@ -162,64 +152,48 @@ def _affine_boxes(boxes: jax.Array, matrix: jax.Array, h: int, w: int) -> jax.Ar
 def affine_matrix(
     degrees: Array | float = 0.0, zoom: Array | float = 1.0, offset: Array | tuple[float, float] = (0.0, 0.0)
 ) -> jax.Array:
-    """The [2, 3] matrix for `affine` that zooms, then rotates about the centre, then moves the content.
+    """Matrix [2, 3] for `affine` that zooms, then rotates about the center, then moves the content.
 
     Args:
-        degrees: positive turns the content counter-clockwise.
-        zoom: above 1 enlarges the content.
-        offset: pixels ``(down, right)``, fractions allowed.
+      degrees: positive turns the content counter-clockwise.
+      zoom: above 1 enlarges the content.
+      offset: pixels ``(down, right)``, fractions allowed.
     """
     angle = jnp.deg2rad(jnp.asarray(degrees, jnp.float32))
     cos, sin = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
     down, right = offset[0], offset[1]
-    return jnp.stack(
-        [
-            jnp.stack([cos, sin, -cos * down - sin * right]),
-            jnp.stack([-sin, cos, sin * down - cos * right]),
-        ]
-    )
+    rows = [cos, sin, -cos * down - sin * right], [-sin, cos, sin * down - cos * right]
+    return jnp.stack([jnp.stack(row) for row in rows])
 
 
-def rotate(
-    example: Example, degrees: Array | float, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
-) -> Example:
-    """Turns the content about the centre, counter-clockwise, bilinear."""
-    return affine(example, affine_matrix(degrees=degrees), fill, min_visible)
+def rotate(example: Example, degrees: Array | float, **options: Any) -> Example:
+    """Turns the content about the center, counter-clockwise; ``options`` are `affine`'s."""
+    return affine(example, affine_matrix(degrees=degrees), **options)
 
 
-def zoom(
-    example: Example, factor: Array | float, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
-) -> Example:
-    """Enlarges the content about the centre by ``factor`` (below 1 shrinks it), bilinear."""
-    return affine(example, affine_matrix(zoom=factor), fill, min_visible)
+def zoom(example: Example, factor: Array | float, **options: Any) -> Example:
+    """Enlarges the content about the center by ``factor`` (below 1 shrinks it); ``options`` are `affine`'s."""
+    return affine(example, affine_matrix(zoom=factor), **options)
 
 
-def translate(
-    example: Example, offset: Array | tuple[float, float], fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
-) -> Example:
-    """Moves the content by ``(down, right)`` pixels, fractions allowed, bilinear; `shift` is faster."""
-    return affine(example, affine_matrix(offset=offset), fill, min_visible)
+def translate(example: Example, offset: Array | tuple[float, float], **options: Any) -> Example:
+    """Moves the content by ``(down, right)`` pixels, fractions allowed (`shift` is faster); see `affine`."""
+    return affine(example, affine_matrix(offset=offset), **options)
 
 
-def random_rotate(
-    key: Key, example: Example, max_degrees: float, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
-) -> Example:
+def random_rotate(key: Key, example: Example, max_degrees: float, **options: Any) -> Example:
     """`rotate` by an angle uniform in −max_degrees…max_degrees."""
-    return random_affine(key, example, max_degrees=max_degrees, fill=fill, min_visible=min_visible)
+    return random_affine(key, example, max_degrees=max_degrees, **options)
 
 
-def random_zoom(
-    key: Key, example: Example, max_change: float, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
-) -> Example:
+def random_zoom(key: Key, example: Example, max_change: float, **options: Any) -> Example:
     """`zoom` by a factor uniform in 1 − max_change … 1 + max_change."""
-    return random_affine(key, example, max_change=max_change, fill=fill, min_visible=min_visible)
+    return random_affine(key, example, max_change=max_change, **options)
 
 
-def random_translate(
-    key: Key, example: Example, max_pixels: float, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE
-) -> Example:
+def random_translate(key: Key, example: Example, max_pixels: float, **options: Any) -> Example:
     """`translate` by an offset uniform in −max_pixels…max_pixels, drawn for each direction."""
-    return random_affine(key, example, max_pixels=max_pixels, fill=fill, min_visible=min_visible)
+    return random_affine(key, example, max_pixels=max_pixels, **options)
 
 
 def random_affine(
@@ -228,17 +202,16 @@ def random_affine(
     max_degrees: float = 0.0,
     max_change: float = 0.0,
     max_pixels: float = 0.0,
-    fill: Array | float = 0.0,
-    min_visible: float = MIN_VISIBLE,
+    **options: Any,
 ) -> Example:
-    """A random rotation, zoom and translation with one resampling: faster and sharper than three.
+    """Random rotation, zoom and translation with one resampling: faster and sharper than three.
 
-    The units are those of `random_rotate`, `random_zoom` and `random_translate`.
+    The units are those of `random_rotate`, `random_zoom` and `random_translate`; ``options`` are `affine`'s.
     """
     for_angle, for_zoom, for_offset = jax.random.split(key, 3)
     degrees = jax.random.uniform(for_angle, (), minval=-max_degrees, maxval=max_degrees)
     offset = jax.random.uniform(for_offset, (2,), minval=-max_pixels, maxval=max_pixels)
-    return affine(example, affine_matrix(degrees, _factor(for_zoom, max_change), offset), fill, min_visible)
+    return affine(example, affine_matrix(degrees, _factor(for_zoom, max_change), offset), **options)
 
 
 def _moved(
@@ -248,7 +221,7 @@ def _moved(
     planes: Callable[[jax.Array, Array], jax.Array],
     min_visible: float,
 ) -> Example:
-    """The example with the new ``image``, its boxes and its planes (given with what lies outside) moved."""
+    """Example with the new ``image``; ``boxes`` and ``planes`` (given the value outside) move its other fields."""
     h, w, _ = image.shape
     moved = {**example, "image": image}
     for name, outside in OUTSIDE.items():
@@ -267,7 +240,7 @@ def _moved(
     return moved
 
 
-# ---- what the pixels are ----
+# ---- color ----
 
 
 def brightness(example: Example, factor: Array | float) -> Example:
@@ -282,17 +255,16 @@ def random_brightness(key: Key, example: Example, max_change: float) -> Example:
 
 
 def contrast(example: Example, factor: Array | float) -> Example:
-    """Scales the distance from the mean grey, clipped to 0…1, as ``PIL.ImageEnhance.Contrast``.
+    """Scales the distance from the mean gray, clipped to 0…1, as ``PIL.ImageEnhance.Contrast``: 1 is the image.
 
-    0 is a uniform grey, 1 the image. The grey of an RGB image is its luma (ITU-R BT.601), as in PIL; that
-    of another number of channels is their mean.
+    The gray of an RGB image is its luma (ITU-R BT.601), as in PIL; that of another number of channels is their mean.
     """
     image = _image(example)
     factor = jnp.asarray(factor, image.dtype)
     luma = jnp.array([0.299, 0.587, 0.114], image.dtype)
-    grey = jnp.sum(image * luma, axis=-1) if image.shape[-1] == 3 else image
-    # Not grey + factor × (image − grey), which rounds: factor 1 must return the image exactly.
-    return {**example, "image": jnp.clip(factor * image + (1 - factor) * jnp.mean(grey), 0.0, 1.0)}
+    gray = jnp.sum(image * luma, axis=-1) if image.shape[-1] == 3 else image
+    # Not gray + factor × (image − gray), which rounds: factor 1 must return the image exactly.
+    return {**example, "image": jnp.clip(factor * image + (1 - factor) * jnp.mean(gray), 0.0, 1.0)}
 
 
 def random_contrast(key: Key, example: Example, max_change: float) -> Example:
@@ -301,10 +273,9 @@ def random_contrast(key: Key, example: Example, max_change: float) -> Example:
 
 
 def cutout(example: Example, corner: Array | tuple[int, int], side: int, fill: Array | float = 0.0) -> Example:
-    """Fills a square of the image, of ``side`` pixels, whose top left pixel is ``corner`` (row, column).
+    """Fills a square of ``side`` pixels whose top left pixel is ``corner`` (row, column), perhaps outside the image.
 
-    The square may lie partly outside the image (DeVries & Taylor 2017, "Improved Regularization of
-    Convolutional Neural Networks with Cutout", section 3.2).
+    DeVries & Taylor 2017, "Improved Regularization of Convolutional Neural Networks with Cutout", section 3.2.
     """
     image = _image(example)
     rows, columns = jnp.arange(image.shape[0]) - corner[0], jnp.arange(image.shape[1]) - corner[1]
@@ -313,9 +284,9 @@ def cutout(example: Example, corner: Array | tuple[int, int], side: int, fill: A
 
 
 def random_cutout(key: Key, example: Example, side: int, fill: Array | float = 0.0) -> Example:
-    """`cutout` of a square whose centre is drawn among the image's pixels."""
-    centre = jax.random.randint(key, (2,), 0, jnp.array(_image(example).shape[:2]))
-    return cutout(example, centre - side // 2, side, fill)
+    """`cutout` of a square whose center is drawn among the image's pixels."""
+    center = jax.random.randint(key, (2,), 0, jnp.array(_image(example).shape[:2]))
+    return cutout(example, center - side // 2, side, fill)
 
 
 # ---- whole batches ----
@@ -324,13 +295,8 @@ def random_cutout(key: Key, example: Example, side: int, fill: Array | float = 0
 def mix(images: Array, labels: Array, weight: Array) -> tuple[jax.Array, jax.Array]:
     """Mixes each example with the one before it in the batch (the first with the last).
 
-    Args:
-        images: float [n, h, w, c].
-        labels: float [n, k], one-hot or any distribution.
-        weight: float [n] in 0…1, the share of the example itself; 1 changes nothing.
-
-    Returns:
-        ``weight × own + (1 − weight) × partner``, images [n, h, w, c] and labels [n, k].
+    Images are float [n, h, w, c], labels float [n, k], one-hot or any distribution; ``weight`` [n] in 0…1 is the share
+    of the example itself.
     """
 
     def mixed(values: Array) -> jax.Array:
@@ -347,13 +313,9 @@ def mixup(key: Key, images: Array, labels_onehot: Array, alpha: float) -> tuple[
     """`mix` with weights drawn from Beta(alpha, alpha) (Zhang et al. 2018, "mixup", section 2).
 
     Every example draws its own weight, as in the paper's definition (its code shares one per batch):
-    the strength of a step's augmentation then varies less. The partner is the neighbour, because batches
-    are shuffled already and a roll moves one example between devices where a permutation moves them all.
-
-    Args:
-        images: float [n, h, w, c].
-        labels_onehot: float [n, k].
-        alpha: above 0; the paper uses 0.1…0.4 for ImageNet.
+    the strength of a step's augmentation then varies less. The partner is the neighbor, because batches
+    are shuffled already and a roll moves one example between devices, a permutation all of them.
+    ``alpha`` is above 0; the paper uses 0.1…0.4 for ImageNet.
     """
     if alpha <= 0:
         raise ValueError(f"mixup: alpha must be above 0, got {alpha}")
@@ -361,16 +323,10 @@ def mixup(key: Key, images: Array, labels_onehot: Array, alpha: float) -> tuple[
 
 
 def cut_mix(images: Array, labels: Array, corners: Array, sizes: Array) -> tuple[jax.Array, jax.Array]:
-    """Pastes a box of the example before it in the batch (the first: of the last) into each example.
+    """Pastes into each example a box of the one before it in the batch (into the first, of the last).
 
-    Args:
-        images: float [n, h, w, c].
-        labels: float [n, k].
-        corners: int [n, 2], (row, column) of the box's first pixel; what lies outside the image does not count.
-        sizes: int [n, 2], (rows, columns).
-
-    Returns:
-        Images [n, h, w, c], and labels [n, k] mixed by the share of pixels of each.
+    ``corners`` int [n, 2] are (row, column) of the boxes' first pixels, ``sizes`` their (rows, columns); parts
+    outside the image do not count. Labels [n, k] are mixed by the share of pixels of each.
     """
     chex.assert_rank([images, labels], [4, 2])
     chex.assert_shape([corners, sizes], (len(images), 2))
@@ -387,21 +343,17 @@ def cut_mix(images: Array, labels: Array, corners: Array, sizes: Array) -> tuple
 
 def cutmix(key: Key, images: Array, labels_onehot: Array, alpha: float) -> tuple[jax.Array, jax.Array]:
     """`cut_mix` of boxes around a pixel drawn uniformly, with an area of 1 − Beta(alpha, alpha) of the image's before
-    they are clipped to it (Yun et al. 2019, "CutMix", section 3.1); every example draws its own.
-
-    Args:
-        images: float [n, h, w, c].
-        labels_onehot: float [n, k].
-        alpha: above 0; the paper uses 1.
+    they are clipped to it (Yun et al. 2019, "CutMix", section 3.1); every example draws its own. ``alpha`` is above 0;
+    the paper uses 1.
     """
     if alpha <= 0:
         raise ValueError(f"cutmix: alpha must be above 0, got {alpha}")
-    for_share, for_centre = jax.random.split(key)
+    for_share, for_center = jax.random.split(key)
     n, extent = len(images), jnp.array(images.shape[1:3])
     side = jnp.sqrt(1 - jax.random.beta(for_share, alpha, alpha, (n, 1)))
     sizes = jnp.round(side * extent).astype(jnp.int32)
-    centres = jnp.floor(jax.random.uniform(for_centre, (n, 2)) * extent).astype(jnp.int32)
-    return cut_mix(images, labels_onehot, centres - sizes // 2, sizes)
+    centers = jnp.floor(jax.random.uniform(for_center, (n, 2)) * extent).astype(jnp.int32)
+    return cut_mix(images, labels_onehot, centers - sizes // 2, sizes)
 
 
 def _image(example: Example) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -52,10 +52,10 @@ def load(
     Args:
       name: ``digits``, a tfds name (``fashion_mnist``, ``emnist/balanced``, ``mnist:3.0.1``, …), or the path of a
         folder of images.
-      data_dir: where tfds data sets lie; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+      data_dir: folder of the tfds data sets; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
       splits: tfds split syntax for any of train, valid, test, in place of the usual ones.
-      channels: what the images of a folder are converted to, 1 or 3.
-      fractions: of a folder: see ``folder``.
+      channels: 1 or 3; the images of a folder are converted to it.
+      fractions: shares of a folder for test and validation, see `folder`.
 
     Raises:
       UserError: unknown name, data set not (or half) prepared, a bad split, a bad folder.
@@ -77,7 +77,7 @@ def load(
 
 
 def is_folder(name: str) -> bool:
-    """True for a path: of a folder that exists, or with a separator but no tfds name before it."""
+    """True for the path of a folder that exists, or a path with a separator but no tfds name before it."""
     base = tfds.base_name(name)
     if not name or name in EMBEDDED or base in TFDS:
         return False
@@ -85,34 +85,25 @@ def is_folder(name: str) -> bool:
 
 
 def digits() -> Splits:
-    """Scikit-learn's 1,797 scanned 8×8 digits (UCI, Alpaydin and Kaynak 1998), values 0 … 16 spread over 0 … 255.
+    """Scikit-learn's 1,797 scanned 8×8 digits (UCI, Alpaydin and Kaynak 1998), values 0 … 16 scaled to 0 … 255.
 
     A stratified 20 % is the test split, a stratified 10 % of the rest the validation split, always the same ones.
     """
-    data = load_digits()
-    images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
-    classes = tuple(str(digit) for digit in range(10))
-    labels = data.target.astype(np.int32)
-    rest, test = _cut(labels, np.arange(len(labels)), 0.2)
-    train, valid = _cut(labels, rest, 0.1)
+    data, classes = load_digits(), tuple("0123456789")
+    images, labels = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None], data.target.astype(np.int32)
+    rest, test = _cut(labels, np.arange(len(labels)), "test", 0.2, classes)
+    train, valid = _cut(labels, rest, "valid", 0.1, classes)
     return Splits(*(Arrays({"image": images[part], "label": labels[part]}, classes) for part in (train, valid, test)))
 
 
 EMBEDDED: Mapping[str, Callable[[], Splits]] = {"digits": digits}
 
 
-def _cut(labels: np.ndarray | None, indices: np.ndarray, fraction: float) -> list[np.ndarray]:
-    """Cuts a fraction off ``indices``, reproducibly, and stratified by the labels of all: what is kept, what is cut."""
-    strata = None if labels is None else labels[indices]
-    kept, cut = train_test_split(np.arange(len(indices)), test_size=fraction, stratify=strata, random_state=0)
-    return [indices[kept], indices[cut]]
-
-
 def folder(root: Path, channels: int = 3, fractions: tuple[float, float] = (0.15, 0.15)) -> Splits:
-    """A folder with one sub-folder per class, or with ``train``, ``test`` (and ``valid`` or ``val``) of such.
+    """Opens a folder with one sub-folder per class, or with ``train``, ``test`` (and ``valid`` or ``val``) of such.
 
-    What is not given is cut off stratified, reproducibly: ``fractions[0]`` for test, then ``fractions[1]`` of the rest
-    for validation.
+    Splits that are not given are cut off stratified, the same each time: ``fractions[0]`` for test, then
+    ``fractions[1]`` of the rest for validation.
 
     Raises:
       UserError: see ``Folder.open``; a test or validation folder without a train folder; too few images to cut.
@@ -121,85 +112,80 @@ def folder(root: Path, channels: int = 3, fractions: tuple[float, float] = (0.15
     if named["train"] is None and (others := [path.name for path in named.values() if path]):
         raise UserError(f"{root}: it has {' and '.join(others)} but no folder train with a sub-folder for each class")
     whole = Folder.open(named["train"] or root, channels)
-    given = {
+    given: dict[str, Source] = {
         part: Folder.open(path, channels, whole.classes) for part, path in named.items() if path and part != "train"
     }
-    train = np.arange(len(whole))
-    parts: dict[str, Source] = dict(given)
-    for part, fraction in zip(("test", "valid"), fractions, strict=True):
-        if part not in given:
-            train, cut = _cut_class_folders(whole, train, part, fraction)
-            parts[part] = Subset(whole, cut)
-    return Splits(train=Subset(whole, train), **parts)
+    return _complete(whole, whole.labels, given, fractions)
 
 
 _PARTS = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
 
 
 def _has_folders(path: Path) -> bool:
-    # A folder called train may also be a class, of vehicles for example: then images lie in it.
+    # A folder called train may also be a class, of vehicles for example: it then has images, not folders.
     return path.is_dir() and any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
 
 
-def _cut_class_folders(whole: Folder, indices: np.ndarray, part: str, fraction: float) -> list[np.ndarray]:
+def _complete(
+    whole: Source, labels: np.ndarray | None, given: Mapping[str, Source], fractions: tuple[float, float]
+) -> Splits:
+    """Splits ``given`` and, cut off ``whole``, the others: the same each time, stratified by ``labels``."""
+    train, parts = np.arange(len(whole)), dict(given)
+    for part, fraction in zip(("test", "valid"), fractions, strict=True):
+        if part not in given:
+            train, cut = _cut(labels, train, part, fraction, whole.classes)
+            parts[part] = Subset(whole, cut)
+    return Splits(train=Subset(whole, train), valid=parts["valid"], test=parts["test"])
+
+
+def _cut(
+    labels: np.ndarray | None, indices: np.ndarray, part: str, fraction: float, classes: Sequence[str]
+) -> list[np.ndarray]:
+    """Indices that are kept, and those that are cut off for a split."""
+    strata = None if labels is None else labels[indices]
     try:
-        return _cut(whole.labels, indices, fraction)
+        return train_test_split(indices, test_size=fraction, stratify=strata, random_state=0)
     except ValueError as error:
-        counts = np.bincount(whole.labels[indices], minlength=len(whole.classes))
-        fewest = int(counts.argmin())
-        raise UserError(
-            f"too few images to cut a {part} split off the {len(indices)} in {len(counts)} classes, the fewest being "
-            f"{counts[fewest]} of {whole.classes[fewest]!r}: add images, or make folders train, valid and test"
-        ) from error
+        few = f"too few images to cut a {part} split off the {len(indices)}"
+        if strata is not None:
+            counts = np.bincount(strata, minlength=len(classes))
+            fewest = int(counts.argmin())
+            few += f" in {len(counts)} classes, the fewest being {counts[fewest]} of {classes[fewest]!r}"
+        raise UserError(f"{few}: add images, or make train, valid and test by hand") from error
 
 
 def load_annotated(path: Path, test_fraction: float, valid_fraction: float, objects: int | None = None) -> Splits:
-    """Opens images with boxes in the splits that their folder names; splits that it does not name are cut off.
+    """Opens `annotations.AnnotatedImages` in the splits that their folder names, else cut off, the same each time.
 
-    Cuts are reproducible, and stratified by class where every image has one object. Prints a line for each named split.
+    Prints a line for each named split.
 
     Args:
       path: a Pascal VOC folder, a COCO JSON file, a VIA file, …; see `annotations.open`.
-      test_fraction: of all photos, where there is no split test.
-      valid_fraction: of the others, where there is no split val or valid.
-      objects: takes the images with exactly that many boxes only; None: all.
-
-    Returns:
-      Splits of `annotations.AnnotatedImages`, or subsets of one.
+      test_fraction: share of all images, where there is no split test.
+      valid_fraction: share of the others, where there is no split val or valid.
+      objects: number of boxes of the images to take; 1: cut stratified by class; None: all images.
 
     Raises:
-      UserError: as ``annotations.open``; a photo is in two splits; too few photos to cut.
+      UserError: as ``annotations.open``; an image is in two splits; too few images to cut.
     """
     named = _named(path) or {"train": annotations.open(path)}
     for part, split in named.items():
-        print(f"{path}, {part}: {len(split.records)} photos, {len(split.faults)} faults in their labels")
-    _check_apart(named)
-    found = {part: split if objects is None else annotations.only(split, objects) for part, split in named.items()}
-    parts: dict[str, Source] = {part: annotations.AnnotatedImages(split) for part, split in found.items()}
-    records, whole = found["train"].records, parts["train"]
-    labels = np.array([record.labels[0] for record in records]) if objects == 1 else None
-    train = np.arange(len(records))
-    for part, fraction in (("test", test_fraction), ("valid", valid_fraction)):
-        if part not in parts:
-            try:
-                train, cut = _cut(labels, train, fraction)
-            except ValueError as error:
-                few = f"too few photos to cut a split {part} of {fraction} off {len(train)}"
-                raise UserError(f"{few}: {error}") from error
-            parts[part] = Subset(whole, cut)
-    return Splits(**{**parts, "train": Subset(whole, train)})
-
-
-def _check_apart(named: Mapping[str, annotations.Annotations]) -> None:
+        print(f"{path}, {part}: {len(split.records)} images, {len(split.faults)} faults in their labels")
     parts: dict[Path, str] = {}
-    for part, split in named.items():
-        for record in split.records:
-            if parts.setdefault(record.path, part) != part:
-                raise UserError(f"{record.path} is in the splits {parts[record.path]} and {part}: take it out of one")
+    for part, record in ((part, record) for part, split in named.items() for record in split.records):
+        if parts.setdefault(record.path, part) != part:
+            raise UserError(f"{record.path} is in the splits {parts[record.path]} and {part}: take it out of one")
+    found = {
+        part: split if objects is None else annotations.with_object_count(split, objects)
+        for part, split in named.items()
+    }
+    given: dict[str, Source] = {part: annotations.AnnotatedImages(split) for part, split in found.items()}
+    labels = np.array([record.labels[0] for record in found["train"].records]) if objects == 1 else None
+    return _complete(given.pop("train"), labels, given, (test_fraction, valid_fraction))
 
 
 def _named(path: Path) -> dict[str, annotations.Annotations]:
-    """The splits that a folder names, with the classes of its training split; none where it names no training split."""
+    """Splits that a folder names, with the classes of its training split; none where it names no training split."""
     found: dict[str, annotations.Annotations] = {}
     for part, names in _PARTS.items() if path.is_dir() else ():
         classes = found["train"].classes if found else None

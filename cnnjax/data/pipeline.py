@@ -1,14 +1,13 @@
-"""From a source to batches: the batch at step s is a pure function of (seed, s).
+"""Batches from a source: the batch at step s is a pure function of (seed, s).
 
 Sources in memory are indexed; others go through Grain, which reads, decodes and prefetches example by example with
-threads (or worker processes). Both draw their order from ``order``, so a set that is moved from disk to memory trains
-the same run.
+threads (or worker processes). Both draw their order from ``order``, so moving a data set from disk to memory
+does not change a run.
 """
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -22,11 +21,9 @@ from cnnjax.types import Example, UserError
 Load = Callable[..., Example]
 """(generator, index) → example; with the argument ``size`` where that changes by step. It may read several images."""
 
-BUFFERED_BATCHES = 2  # that wait while one trains
-
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Full batches in one pass; the rest of a permutation is left out, another rest each epoch.
+    """Number of full batches in one pass; the rest of a permutation is left out, other examples in each epoch.
 
     Raises:
       UserError: there are fewer examples than one batch, or the batch is empty.
@@ -39,7 +36,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 
 def order(examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of ``examples`` that epoch ``epoch`` visits; ``seed`` is not negative."""
+    """Permutation of ``examples`` in which epoch ``epoch`` visits them; ``seed`` is not negative."""
     return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
@@ -49,7 +46,7 @@ def _order(examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def loader(source: Source, *chain: transforms.Transform | transforms.RandomTransform) -> Load:
-    """``source[index]``, then each transform in turn; the random ones draw from the example's generator."""
+    """Loader of ``source[index]``, changed by the transforms in order; random ones use the example's generator."""
     transform = transforms.compose(*chain)
     return lambda rng, index: transform(rng, source[index])
 
@@ -65,17 +62,15 @@ def train_batches(
     threads: int = 8,
     workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches from step ``start`` on, every field of the examples stacked.
+    """Batches without end from step ``start`` on, every field of the examples stacked.
 
     Args:
       source: gives the number of examples, and without ``load`` the examples.
       batch_size: examples in the global batch; this process gets its share of the rows.
-      seed: of the order, and of the generators.
-      start: step.
       load: makes the example at an index of ``source``; each row of each step has a generator of its own.
       size_at: step → image size, the argument ``size`` of ``load``.
-      threads: that read and decode, in each worker.
-      workers: processes beside this one; 0 keeps everything in threads.
+      threads: number of threads that read and decode, in each worker.
+      workers: number of processes beside this one; 0: only threads.
 
     Raises:
       UserError: at once for a batch larger than the source or a negative number; later, from the iterator, for images
@@ -84,8 +79,10 @@ def train_batches(
     numbers = {"seed": seed, "start": start, "threads": threads, "workers": workers}
     if negative := [f"{name} {value}" for name, value in numbers.items() if value < 0]:
         raise UserError(f"{', '.join(negative)}: must not be negative")
+    if size_at is not None and load is None:
+        raise ValueError("size_at: without load nothing takes the size")
     examples, per_epoch = len(source), steps_per_epoch(len(source), batch_size)
-    rows = sharding.local_rows(batch_size)  # here: a worker process does not know which host it is on
+    rows = sharding.local_rows(batch_size)  # computed here: a worker process does not know on which host it is
 
     def indices(step: int) -> np.ndarray:
         epoch, batch = divmod(step, per_epoch)
@@ -104,19 +101,38 @@ def train_batches(
     return _read(example, range(start, start + 2**40), rows, threads, workers)
 
 
+def in_turn(
+    parts: Sequence[tuple[int, Callable[[int], Iterator[dict[str, np.ndarray]]]]], start: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of one part after the other, from step ``start`` on.
+
+    Args:
+      parts: for each part the number of its steps, and the function step (counted from the first part) → its batches
+        from there on.
+    """
+    end = 0
+    for steps, batches in parts:
+        end += steps
+        if start < end:
+            yield from itertools.islice(batches(start), end - start)
+            start = end
+
+
 def eval_batches(source: Source, batch_size: int, *, threads: int = 8) -> Iterator[dict[str, np.ndarray]]:
     """Every example once, in order, this process's rows of each batch; the last batch is filled up.
 
-    ``example_mask``, float32 [n], is 0 on the filling.
+    ``example_mask``, float32 [n], is 0 on the rows that only fill it up.
     """
     rows, batches, last = sharding.local_rows(batch_size), range(-(-len(source) // batch_size)), len(source) - 1
-
-    def marked(index: Any) -> dict[str, Any]:
-        return {**source[np.minimum(index, last)], "example_mask": np.float32(index <= last)}
-
     if isinstance(source, Arrays):
-        return (marked(np.arange(batch * batch_size, (batch + 1) * batch_size)[rows]) for batch in batches)
-    return _read(lambda batch, row: marked(batch * batch_size + row), batches, rows, threads, 0)
+        chosen = (np.arange(batch * batch_size, (batch + 1) * batch_size)[rows] for batch in batches)
+        return ({**source[np.minimum(i, last)], "example_mask": (i <= last).astype(np.float32)} for i in chosen)
+
+    def example(batch: int, row: int) -> Example:
+        index = batch * batch_size + row
+        return {**source[min(index, last)], "example_mask": np.float32(index <= last)}
+
+    return _read(example, batches, rows, threads, 0)
 
 
 def _read(
@@ -130,7 +146,8 @@ def _read(
         batch, number = divmod(int(position), len(firsts))
         return [example(batch, row) for row in range(firsts[number], min(firsts[number] + size, rows.stop))]
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(BUFFERED_BATCHES * len(firsts), threads))
+    # Two batches may wait while one trains.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * len(firsts), threads))
     positions = grain.MapDataset.range(batches.start * len(firsts), batches.stop * len(firsts))
     stream = positions.map(part).to_iter_dataset(options)
     if workers:

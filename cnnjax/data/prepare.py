@@ -1,10 +1,9 @@
 """Downloads and prepares a tensorflow-datasets data set: ``python -m cnnjax.data.prepare fashion_mnist``.
 
-The only place that needs TensorFlow (``pip install -e '.[prepare]'``): reading what it leaves does not.
+Only this module needs TensorFlow (``pip install -e '.[prepare]'``): reading a prepared data set does not.
 """
 
 import importlib.util
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,18 +11,17 @@ from typing import Annotated
 
 import tyro
 
+from cnnjax.data.formats.tfds import tfds_directory
 from cnnjax.types import UserError
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to prepare, and where."""
+    """The data set to prepare, and its folder."""
 
     name: Annotated[str, tyro.conf.Positional]
     """A tfds name, such as fashion_mnist."""
-    data_dir: Path = field(
-        default_factory=lambda: Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-    )
+    data_dir: Path = field(default_factory=lambda: tfds_directory(None))
     """Folder of the data sets."""
 
 
@@ -39,7 +37,7 @@ def prepare(name: str, data_dir: Path) -> None:
 
     try:
         tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
-    # Downloads, extraction and the data sets' own code raise whatever they like.
+    # Downloads, extraction and the data sets' own code raise any exception.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         raise UserError(f"preparing {name} in {data_dir} failed ({reason})") from error

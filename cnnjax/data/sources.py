@@ -28,17 +28,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Arrays:
-    """Examples in memory.
-
-    Attributes:
-      fields: name → array [n, …]. ``image`` is uint8 [n, h, w, 1 | 3], ``label`` integer [n], 0 … len(classes) − 1.
-      classes: names of the classes.
+    """Examples in memory; ``image`` is uint8 [n, h, w, 1 | 3], ``label`` integer [n], 0 … len(classes) − 1.
 
     Raises:
       UserError: fields of different lengths, wrong rank, dtype or channel count, or a label out of range.
     """
 
-    fields: Mapping[str, np.ndarray]
+    fields: Mapping[str, np.ndarray]  # name → [n, …]
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -50,30 +46,23 @@ class Arrays:
         lengths = {name: len(values) for name, values in self.fields.items()}
         if len(set(lengths.values())) > 1:
             raise UserError(f"fields must have the same length, one row per example, got {lengths}")
-        if label is not None:
-            check_labels(label, self.classes)
+        if label is not None and len(wrong := np.flatnonzero((label < 0) | (label >= len(self.classes)))):
+            raise UserError(
+                f"labels must lie in 0 … {len(self.classes) - 1} ({len(self.classes)} classes): "
+                f"example {wrong[0]} has label {label[wrong[0]]} ({len(wrong)} such examples)"
+            )
 
     def __len__(self) -> int:
         return len(next(iter(self.fields.values())))
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
         found = {name: values[index] for name, values in self.fields.items()}
-        return {**found, "label": found["label"].astype(np.int32)} if "label" in found else found
-
-
-def check_labels(labels: np.ndarray, classes: Sequence[str]) -> None:
-    """Raises UserError if a label is not an index into ``classes``, naming the first."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
-    if len(wrong):
-        raise UserError(
-            f"labels must lie in 0 … {len(classes) - 1} ({len(classes)} classes): "
-            f"example {wrong[0]} has label {labels[wrong[0]]} ({len(wrong)} such examples)"
-        )
+        return {**found, "label": found["label"].astype(np.int32, copy=False)} if "label" in found else found
 
 
 @dataclass(frozen=True)
 class _Wrapper:
-    """A source made of another one, of the same length and classes."""
+    """Source made from another one, by default with its length and classes."""
 
     source: Source
 
@@ -122,13 +111,10 @@ class Lenient(_Wrapper):
             return {**self.blank, "readable": False}
 
     def errors(self, readable: np.ndarray) -> list[str]:
-        """Messages of the examples that cannot be read.
-
-        Args:
-          readable: bool [n], the field of all examples.
+        """Messages of the examples that cannot be read; ``readable`` is that field of all examples, bool [n].
 
         Raises:
-          UserError: none of all can be read.
+          UserError: no example can be read.
         """
         found = [error for index in np.flatnonzero(~readable) if (error := _read(self.source, int(index))[1])]
         if len(readable):
@@ -138,7 +124,7 @@ class Lenient(_Wrapper):
 
 @dataclass(frozen=True)
 class Relabelled:
-    """``source`` with ``places[label]`` in the place of each label; ``classes`` names the places."""
+    """Source whose labels are ``places[label]``, the places in ``classes`` of the labels of ``source``."""
 
     source: Source
     places: np.ndarray
@@ -153,7 +139,7 @@ class Relabelled:
 
 
 def labels(source: Source) -> np.ndarray:
-    """The class of every example, int32 [n]; tfds data sets are read for it."""
+    """Class of every example, int32 [n]; from tfds data sets each example is read."""
     if isinstance(source, Arrays):
         return source.fields["label"].astype(np.int32)
     if isinstance(source, Folder):
@@ -178,38 +164,34 @@ def _check_any(examples: int, errors: Sequence[str]) -> None:
 
 
 def readable(source: Source) -> tuple[Source, list[str]]:
-    """Decodes everything once; returns what can be read, and the errors of what cannot.
+    """Decodes every example once; returns those that can be read, and the errors of the others.
 
     Raises:
-      UserError: nothing can be read.
+      UserError: no example can be read.
     """
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
         errors = list(pool.map(lambda index: _read(source, index)[1], range(len(source))))
-    found = [error for error in errors if error]
+    found = list(filter(None, errors))
     _check_any(len(source), found)
     return (Subset(source, np.flatnonzero([not error for error in errors])) if found else source), found
 
 
 def stack(examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Every field of the examples as one array [n, …]; Python's integers become int32.
+    """Stacks each field of the examples into one array [n, …]; Python's integers become int32.
 
     Raises:
       UserError: the examples have different fields, or a field has different shapes.
     """
     fields = list(examples[0])
-    for other in examples:
-        if other.keys() != examples[0].keys():
-            raise UserError(f"examples with different fields, such as {fields} and {list(other)}: give all the same")
+    if other := next((example for example in examples if example.keys() != examples[0].keys()), None):
+        raise UserError(f"examples with different fields, such as {fields} and {list(other)}: give all the same")
     return {name: _stacked(name, [example[name] for example in examples]) for name in fields}
 
 
 def _stacked(name: str, values: Sequence[Any]) -> np.ndarray:
     if len(shapes := {np.shape(value) for value in values}) > 1:
-        cure = (
-            "give a size to bring them to"
-            if name in ("image", "segmentation")
-            else "pad them, see transforms.pad_boxes"
-        )
+        fixed = name in ("image", "segmentation")
+        cure = "give a size to bring them to" if fixed else "pad them, see transforms.pad_boxes"
         raise UserError(f"field {name!r} has different shapes, such as {sorted(shapes)[:3]}: {cure}")
     return np.array(values, np.int32) if type(values[0]) is int else np.stack(values)
 
@@ -239,7 +221,7 @@ def _fetched(source: Source) -> Source:
 
 
 def in_memory_if_small(source: Source, limit: int) -> Source:
-    """``in_memory`` if all fields take at most ``limit`` bytes, else the source as it is; for the errors see there."""
+    """``in_memory`` if all fields take at most ``limit`` bytes, else the source itself; errors as in `in_memory`."""
     if isinstance(source, Arrays) or not len(source):
         return source
     first, _ = _read(source, 0)  # one that is corrupt is counted with the others

@@ -1,4 +1,4 @@
-"""Host transforms of examples: where pixels go is drawn once, as a `Geometry`, and applied to every field.
+"""Host transforms of examples: the path of the pixels is drawn once, as a `Geometry`, for all fields.
 
     train = pipeline.loader(source, random_resized_crop(224), random_flip_left_right())  # (generator, index) → example
     valid = sources.Mapped(source, resize_and_crop(256, 224))
@@ -6,8 +6,8 @@
 
 A field moves by its kind: ``image`` uint8 [h, w, 1 | 3] is resampled by PIL; ``boxes`` [k, 4] move with the pixels and
 are clipped; ``segmentation`` [h, w] and ``instance_masks`` [k, h, w] take the nearest pixel. All others stay as they
-are. ``box_mask`` (added where it is missing) falls for a box of which less than ``min_visible`` of its area is left,
-and for one without area; that box becomes zeros and its row stays, so that labels keep their places.
+are. ``box_mask`` (added where it is missing) becomes False for a box of which less than ``min_visible`` of the area is
+left, and for one without area; that box becomes zeros and its row stays, so that labels keep their places.
 """
 
 import inspect
@@ -26,46 +26,36 @@ Window = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 Transform = Callable[[Example], Example]
 RandomTransform = Callable[[np.random.Generator, Example], Example]
 
-MIN_VISIBLE = 0.25  # less of an object can hardly be told; what is left would teach a box nobody can see
-OUTSIDE = {"segmentation": 255, "instance_masks": 0}  # field → what lies outside the image
+MIN_VISIBLE = 0.25  # with less of it visible an object can hardly be recognized, and its box is a guess
+OUTSIDE = {"segmentation": 255, "instance_masks": 0}  # field → value outside the image
 PER_BOX = ("boxes", "labels", "ignore", "instance_masks")  # fields with a row for each box
 
 
 class Geometry(NamedTuple):
-    """Where the pixels of one image go: a window is resized, laid on the output, and mirrored if so drawn.
+    """Path of one image's pixels: a window is resized, laid on the output, and mirrored where ``flip`` is True."""
 
-    Attributes:
-      size: (height, width) that the window becomes.
-      shape: (height, width) of the output.
-      corner: (row, column) of the resized window in the output; negative where the output cuts it.
-      window: part of the image that is resized; None: all of it.
-      flip: mirror the output, left for right.
-      resample: the image's filter.
-    """
-
-    size: tuple[int, int]
-    shape: tuple[int, int]
-    corner: tuple[int, int] = (0, 0)
-    window: Window | None = None
-    flip: bool = False
-    resample: Resample = "bilinear"
+    size: tuple[int, int]  # (height, width) that the window becomes
+    shape: tuple[int, int]  # (height, width) of the output
+    corner: tuple[int, int] = (0, 0)  # (row, column) of the window in the output; negative where the output cuts it
+    window: Window | None = None  # part of the image that is resized; None: all of it
+    flip: bool = False  # mirror the output left to right
+    resample: Resample = "bilinear"  # the image's filter
 
     def coordinates(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scale and offset (x, y), float64 [2] each, from an image of that size to the output before it is mirrored."""
+        """Scale and offset (x, y), float64 [2] each, from an image of this size to the output before it is mirrored."""
         left, top, right, bottom = self.window or (0, 0, width, height)
         scale = np.array([self.size[1] / (right - left), self.size[0] / (bottom - top)])
         return scale, np.array([self.corner[1], self.corner[0]]) - np.array([left, top]) * scale
 
 
 def apply(example: Example, geometry: Geometry, fill: int = 128, min_visible: float = MIN_VISIBLE) -> Example:
-    """Moves every field of an example; ``fill`` is the image outside."""
-    height, width = example["image"].shape[:2]
+    """Moves every field of an example; ``fill`` is the value of pixels from outside the image."""
     moved = {**example, "image": _image(example["image"], geometry, fill)}
     for name, outside in OUTSIDE.items():
         if name in example:
             moved[name] = _nearest(example[name], geometry, outside)
     if "boxes" in example:
-        boxes, keep = _boxes(example["boxes"], geometry, height, width, min_visible)
+        boxes, keep = _boxes(example["boxes"], example["image"].shape, geometry, min_visible)
         mask = keep & np.asarray(example.get("box_mask", True), bool)
         moved |= {"boxes": np.where(mask[:, None], boxes, np.float32(0)), "box_mask": mask}
     return moved
@@ -87,25 +77,21 @@ def _image(image: np.ndarray, geometry: Geometry, fill: int) -> np.ndarray:
 
 
 def _nearest(planes: np.ndarray, geometry: Geometry, outside: int) -> np.ndarray:
-    """Planes [..., h, w] of the source → the output's, each pixel from the one that its centre lies in."""
+    """Planes [..., h, w] of the source → those of the output, each pixel from the one in which its center lies."""
     height, width = planes.shape[-2:]
     scale, offset = geometry.coordinates(height, width)
-    columns, rows = (
-        np.floor((np.arange(size) + 0.5 - offset[axis]) / scale[axis]).astype(int)
-        for axis, size in enumerate(geometry.shape[::-1])
-    )
+    centers = zip(geometry.shape[::-1], offset, scale, strict=True)
+    x, y = ((np.arange(size) + 0.5 - first) / factor for size, first, factor in centers)
+    x = x[::-1] if geometry.flip else x
     left, top, right, bottom = geometry.window or (0, 0, width, height)
-    columns = columns[::-1] if geometry.flip else columns
-    inside = ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))
-    taken = planes[..., rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
+    inside = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))
+    taken = planes[..., y.astype(int).clip(0, height - 1)[:, None], x.astype(int).clip(0, width - 1)]
     return np.where(inside, taken, np.asarray(outside, planes.dtype))
 
 
-def _boxes(
-    boxes: np.ndarray, geometry: Geometry, height: int, width: int, min_visible: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Moved and clipped boxes float32 [k, 4], and which of them are still to be seen, bool [k]."""
-    scale, offset = geometry.coordinates(height, width)
+def _boxes(boxes: np.ndarray, shape: tuple[int, ...], geometry: Geometry, min_visible: float) -> tuple:
+    """Moved and clipped boxes, float32 [k, 4], of an image of ``shape``, and a mask of the visible ones, bool [k]."""
+    scale, offset = geometry.coordinates(*shape[:2])
     moved = np.asarray(boxes, np.float32).reshape(-1, 4) * np.tile(scale, 2).astype(np.float32)
     moved = moved + np.tile(offset, 2).astype(np.float32)
     if geometry.flip:
@@ -128,25 +114,17 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Geometric:
-    """A transform whose geometry depends on nothing but the image's size.
+    """Transform whose geometry depends only on the size of the image."""
 
-    Attributes:
-      geometry: (height, width) of an image → where its pixels go.
-      fill: the image outside.
-      min_visible: see the module.
-    """
-
-    geometry: Callable[[int, int], Geometry]
-    fill: int = 128
-    min_visible: float = MIN_VISIBLE
+    geometry: Callable[[int, int], Geometry]  # (height, width) of an image → where its pixels go
+    fill: int = 128  # value of pixels from outside the image
+    min_visible: float = MIN_VISIBLE  # see the module
 
     def __call__(self, example: Example) -> Example:
-        """The example with every field moved."""
-        geometry = self.geometry(*example["image"].shape[:2])
-        return apply(example, geometry, self.fill, self.min_visible)
+        return apply(example, self.geometry(*example["image"].shape[:2]), self.fill, self.min_visible)
 
     def restore(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Boxes [k, 4] in the output → float32 [k, 4] in the source image of that size, clipped to it."""
+        """Boxes [k, 4] in the output → float32 [k, 4] in the source image of this size, clipped to it."""
         geometry = self.geometry(height, width)
         boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
         scale, offset = (np.tile(xy, 2) for xy in geometry.coordinates(height, width))
@@ -155,13 +133,12 @@ class Geometric:
 
 
 def squeeze(size: int, resample: Resample = "bilinear") -> Geometric:
-    """To ``size`` × ``size``, whatever that does to the proportions (the chapter's way)."""
-    geometry = Geometry((size, size), (size, size), resample=resample)
-    return Geometric(lambda height, width: geometry, min_visible=0.0)
+    """Resizes the whole image to ``size`` × ``size``; its proportions are lost (the chapter's way)."""
+    return Geometric(lambda height, width: Geometry((size, size), (size, size), resample=resample), min_visible=0.0)
 
 
 def resize_and_crop(resize: int, size: int, resample: Resample = "bilinear") -> Geometric:
-    """Shorter side to ``resize``, proportions kept, then the central square: torchvision's Resize and CenterCrop.
+    """Resizes the shorter side to ``resize``, then cuts the central square: torchvision's Resize and CenterCrop.
 
     Raises:
       UserError: ``size`` is larger than ``resize``.
@@ -171,7 +148,7 @@ def resize_and_crop(resize: int, size: int, resample: Resample = "bilinear") -> 
 
     def geometry(height: int, width: int) -> Geometry:
         short = min(height, width)
-        # Truncated here, halves to the even below, as there: another pixel costs points of published accuracies.
+        # Sizes are truncated and halves of offsets rounded to even, as in torchvision: a pixel more changes accuracies.
         height, width = int(resize * height / short), int(resize * width / short)
         corner = -round((height - size) / 2), -round((width - size) / 2)
         return Geometry((height, width), (size, size), corner, resample=resample)
@@ -180,7 +157,7 @@ def resize_and_crop(resize: int, size: int, resample: Resample = "bilinear") -> 
 
 
 def crop_and_resize(size: int, resample: Resample = "bilinear") -> Geometric:
-    """The largest central square to ``size`` × ``size``: Keras' ``load_img(keep_aspect_ratio=True)``."""
+    """Resizes the largest central square to ``size`` × ``size``: Keras' ``load_img(keep_aspect_ratio=True)``."""
 
     def geometry(height: int, width: int) -> Geometry:
         side = min(height, width)
@@ -192,7 +169,7 @@ def crop_and_resize(size: int, resample: Resample = "bilinear") -> Geometric:
 
 
 def center_crop(size: int) -> Geometric:
-    """Shorter side to ``size`` (bilinear, proportions kept), then the central square."""
+    """Resizes the shorter side to ``size`` (bilinear, proportions kept), then cuts the central square."""
 
     def geometry(height: int, width: int) -> Geometry:
         factor = size / min(height, width)
@@ -203,7 +180,7 @@ def center_crop(size: int) -> Geometric:
 
 
 def letterbox(size: int, fill: int = 128) -> Geometric:
-    """The whole image in the middle of a square of ``size`` pixels, proportions kept, ``fill`` around it; bilinear."""
+    """Puts the whole image, proportions kept, into the middle of a square of ``size`` pixels of ``fill``; bilinear."""
 
     def geometry(height: int, width: int) -> Geometry:
         factor = size / max(height, width)
@@ -214,28 +191,18 @@ def letterbox(size: int, fill: int = 128) -> Geometric:
 
 
 def pad(height: int, width: int, fill: int = 128) -> Geometric:
-    """The image as it is, ``fill`` below and to the right of it up to ``height`` × ``width``.
-
-    Raises:
-      UserError: when called, for an image that is larger.
-    """
+    """Pads the image with ``fill`` below and to the right to ``height`` × ``width``; UserError where it is larger."""
 
     def geometry(rows: int, columns: int) -> Geometry:
         if rows > height or columns > width:
-            raise UserError(
-                f"an image of {rows}×{columns} pixels (height × width) cannot be padded to {height}×{width}: resize it"
-            )
+            raise UserError(f"{rows}×{columns} pixels (height × width) cannot be padded to {height}×{width}: resize")
         return Geometry((rows, columns), (height, width))
 
     return Geometric(geometry, fill, min_visible=0.0)
 
 
 def crop(window: Window, height: int, width: int, min_visible: float = MIN_VISIBLE) -> Geometric:
-    """The pixels in ``window`` to ``height`` × ``width``, bilinear.
-
-    Raises:
-      UserError: when called: the window is empty or leaves the image.
-    """
+    """Resizes ``window`` to ``height`` × ``width``, bilinear; UserError where it is empty or leaves the image."""
     left, top, right, bottom = window
 
     def geometry(rows: int, columns: int) -> Geometry:
@@ -250,7 +217,7 @@ def crop(window: Window, height: int, width: int, min_visible: float = MIN_VISIB
 
 
 def flip_left_right() -> Geometric:
-    """The mirror image: column 0 becomes the last."""
+    """Mirror image: column 0 becomes the last."""
     return Geometric(partial(_same_size, True), min_visible=0.0)
 
 
@@ -259,10 +226,7 @@ def _same_size(flip: bool, height: int, width: int) -> Geometry:
 
 
 def pad_boxes(example: Example, most: int) -> Example:
-    """An example with exactly ``most`` boxes: those whose ``box_mask`` is True, then rows of zeros.
-
-    ``boxes`` [most, 4], ``box_mask`` [most], False on the filling, and likewise ``labels``, ``ignore`` and
-    ``instance_masks`` where there are any.
+    """Example with exactly ``most`` rows in each field of `PER_BOX`: those with ``box_mask`` True, then zeros.
 
     Raises:
       UserError: there are more than ``most``.
@@ -282,12 +246,11 @@ def pad_boxes(example: Example, most: int) -> Example:
 
 
 def compose(*transforms: Transform | RandomTransform) -> RandomTransform:
-    """One random transform that applies ``transforms`` from left to right, all random ones with one generator.
+    """Random transform that applies ``transforms`` from left to right, all random ones with one generator.
 
-    A transform with one argument is deterministic, one with two takes the generator first; those with a default do
-    not count.
+    A transform with one argument without a default is deterministic; one with two takes the generator first.
     """
-    chain: list[RandomTransform] = [_with_generator(each) for each in transforms]
+    chain = [_with_generator(each) for each in transforms]
 
     def composed(rng: np.random.Generator, example: Example) -> Example:
         for each in chain:
@@ -312,12 +275,12 @@ def random_window(
     share: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Window:
-    """A window of whole pixels in an image (Szegedy et al. 2015, section 6).
+    """Draws a window of whole pixels in an image (Szegedy et al. 2015, section 6).
 
     Args:
-      share: of the image's area, uniform between these.
-      ratio: width to height, its logarithm uniform between these. Where ten draws do not fit, the largest central
-        window with the nearest ratio that does.
+      share: limits of the window's share of the image's area, which is uniform between them.
+      ratio: limits of width / height, whose logarithm is uniform between them. Where ten draws do not fit, the result
+        is the largest central window with the nearest ratio that does.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*share)
@@ -338,7 +301,7 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     min_visible: float = MIN_VISIBLE,
 ) -> RandomTransform:
-    """The pixels in a `random_window` to ``size`` × ``size``, bilinear."""
+    """Resizes a `random_window` to ``size`` × ``size``, bilinear."""
 
     def transform(rng: np.random.Generator, example: Example) -> Example:
         height, width = example["image"].shape[:2]
@@ -350,9 +313,5 @@ def random_resized_crop(
 
 def random_flip_left_right(probability: float = 0.5) -> RandomTransform:
     """`flip_left_right` with the given probability."""
-
-    def transform(rng: np.random.Generator, example: Example) -> Example:
-        geometry = _same_size(bool(rng.random() < probability), *example["image"].shape[:2])
-        return apply(example, geometry, min_visible=0.0)
-
-    return transform
+    chosen = {flip: Geometric(partial(_same_size, flip), min_visible=0.0) for flip in (False, True)}
+    return lambda rng, example: chosen[bool(rng.random() < probability)](example)

@@ -1,11 +1,11 @@
-"""The way of an image into a network is torchvision's: Resize, CenterCrop, ToTensor, Normalize."""
+"""Preparation of images against torchvision's: Resize, CenterCrop, ToTensor, Normalize."""
 
 import numpy as np
 import pytest
+from cnnjax.weights.preprocess import MEAN, STD, preprocess
 from PIL import Image
 
 from cnnjax.data.transforms import resize_and_crop
-from cnnjax.weights.preprocess import MEAN, STD, preprocess
 
 SIZES = [(320, 427), (427, 320), (256, 256), (224, 224), (225, 333), (31, 57), (57, 31), (500, 256), (1000, 37)]
 
@@ -36,7 +36,7 @@ def test_torch_mode_is_normalize(transforms):
 
 
 def test_presets_of_published_weights_are_ours(torchvision):
-    """The whole of what torchvision ships with its ResNet-50s, on a photo."""
+    """The complete preparation that torchvision publishes for its ResNet-50s, on a photo."""
     from sklearn.datasets import load_sample_image
 
     photo = load_sample_image("flower.jpg")

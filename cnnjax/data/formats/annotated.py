@@ -1,9 +1,9 @@
-"""Annotation files: what every format's reader gives, and what several readers need; `annotations` judges it.
+"""Annotation files: the result of every format's reader, and parts of several readers; `annotations` checks it.
 
-A reader is a module of this package with ``read_annotations(path, split) → Read | None`` (None: not this format) and
-``EXPECTED``, a few words on its files for the error where no format is found. Readers are asked in the order of their
-names, and the first that answers counts. A folder with XML files is annotated by these: its JSON and CSV files are not
-looked at.
+A reader is a module of this package with ``read_annotations(path, split) → Read | None`` (a file or folder, one of its
+splits or None for all; None: not this format) and ``EXPECTED``, a few words on its files for the error where no format
+is found. Readers are asked in the order of their names, and the first one that does not return None is taken. In a
+folder with XML files these are the annotations: its JSON and CSV files are ignored.
 """
 
 import json
@@ -22,7 +22,7 @@ class NoSplitError(UserError):
 
 
 class Fault(NamedTuple):
-    """What is wrong where; ``kind`` is a key of `annotations.FAULTS`, ``object`` empty where it is the whole file."""
+    """Fault of an annotation; ``kind`` is a key of `annotations.FAULTS`, ``object`` is empty for the whole file."""
 
     file: Path
     object: str
@@ -31,7 +31,7 @@ class Fault(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """One object of an image: xyxy in pixels; ``fault`` (kind, what) says what makes it unusable."""
+    """One object of an image: xyxy in pixels; a ``fault`` (kind, what) makes it unusable."""
 
     name: str
     label: str
@@ -42,7 +42,7 @@ class Labelled(NamedTuple):
 
 
 class AnnotatedImage(NamedTuple):
-    """One image; ``file`` is where its faults are put right, ``size`` (width, height) None where it is not said."""
+    """One image; ``file`` has its annotation, ``size`` is (width, height), None where the file does not say it."""
 
     id: str | int
     file: Path
@@ -53,7 +53,7 @@ class AnnotatedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Read:
-    """The images of a split as a file describes them, class names in the order of their labels, and other faults."""
+    """Images of a split as a file describes them, class names in the order of their labels, and other faults."""
 
     images: list[AnnotatedImage]
     classes: tuple[str, ...]
@@ -68,18 +68,16 @@ def xml_files(path: Path) -> list[Path]:
 
 
 def table_file(path: Path, split: str | None) -> Path | None:
-    """The JSON or CSV file that ``path`` is, or has in ``annotations`` or itself; None if there is none.
+    """Path of the JSON or CSV file: ``path`` itself, or one in ``annotations`` or in ``path``; None if there is none.
 
-    Args:
-      path: file or folder.
-      split: the file's name (``instances_val2017``) or the end of it (``val2017``, which prefers ``instances_``).
+    ``split`` is the file's name (``instances_val2017``) or the end of it (``val2017``, which prefers ``instances_``).
 
     Raises:
       NoSplitError: no file of the split.
       UserError: several files and no split.
     """
     if path.is_file():
-        return path
+        return path if path.suffix.lower() in (".json", ".csv") else None
     found = sorted(p for base in (path / "annotations", path) for end in ("json", "csv") for p in base.glob(f"*.{end}"))
     if not found or xml_files(path):
         return None
@@ -88,18 +86,14 @@ def table_file(path: Path, split: str | None) -> Path | None:
         exact = [file for file in found if file.stem in (split, f"instances_{split}")]
         chosen = exact or [file for file in found if file.stem.endswith(f"_{split}")]
     if len(chosen) != 1:
-        said = "several files" if split is None else f"{len(chosen)} files for the split {split!r}"
+        problem = "several files" if split is None else f"{len(chosen)} files for the split {split!r}"
         kind = UserError if chosen else NoSplitError
-        raise kind(f"{path}: {said}; choose the split among {', '.join(file.stem for file in found)}")
+        raise kind(f"{path}: {problem}; choose the split among {', '.join(file.stem for file in found)}")
     return chosen[0]
 
 
 def json_content(file: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-      UserError: it is damaged.
-    """
+    """Content of a JSON file; raises UserError where it is damaged."""
     try:
         return json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -107,19 +101,16 @@ def json_content(file: Path) -> Any:
 
 
 def image_folder(file: Path, names: Sequence[str]) -> Path:
-    """Folder that the first image found at all lies in.
+    """Folder of the first image that is found.
 
-    Looked for in one called like the end of the file's name (``instances_val2017.json``: ``val2017``), in ``images``,
-    and beside the file; there and one folder up.
+    Candidates are the folder called like the end of the file's name (``instances_val2017.json``: ``val2017``),
+    ``images`` and the file's own folder; each there and one folder up.
     """
     end = file.stem.rpartition("_")[2]
     folders = [base / below for base in (file.parent, file.parent.parent) for below in (end, "images", "")]
     folders += [file.parent.parent / "images" / end]
-    for name in names[:20]:
-        for folder in folders:
-            if (folder / name).is_file():
-                return folder
-    return file.parent.parent / end if file.parent.name == "annotations" else file.parent
+    usual = file.parent.parent / end if file.parent.name == "annotations" else file.parent
+    return next((folder for name in names[:20] for folder in folders if (folder / name).is_file()), usual)
 
 
 def class_names(images: Iterable[AnnotatedImage]) -> tuple[str, ...]:
@@ -137,5 +128,5 @@ def from_xywh(values: Any) -> Box | None:
 
 
 def reason(error: Exception) -> str:
-    """What was wrong with a file's structure, for an error's message."""
+    """Description of an error in a file's structure, for the message of another error."""
     return f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -13,26 +13,16 @@ from cnnjax.types import UserError
 
 @dataclass(frozen=True)
 class Folder:
-    """Image files under one sub-folder per class; read when asked for.
+    """Image files under one sub-folder per class, each read when its example is asked for."""
 
-    Attributes:
-      paths: of the images, by class and sorted; hidden files and folders are left out.
-      labels: int32 [n].
-      classes: names of the sub-folders, sorted.
-      channels: 1 or 3; files are converted, and turned as their EXIF orientation says.
-    """
-
-    paths: tuple[Path, ...]
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    channels: int = 3
+    paths: tuple[Path, ...]  # of the images, by class and sorted; hidden files and folders are left out
+    labels: np.ndarray  # int32 [n]
+    classes: tuple[str, ...]  # names of the sub-folders, sorted
+    channels: int = 3  # 1 or 3; files are converted, and rotated by their EXIF orientation
 
     @staticmethod
     def open(root: Path, channels: int = 3, classes: Sequence[str] | None = None) -> "Folder":
-        """Lists ``root``.
-
-        Args:
-          classes: the class names to expect, e.g. those of the training folder.
+        """Lists ``root``; ``classes`` are the names to expect, such as those of the training folder.
 
         Raises:
           UserError: no folder, fewer than two class folders, one without images, or other classes than expected.

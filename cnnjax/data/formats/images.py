@@ -18,13 +18,13 @@ class CorruptImageError(UserError):
 
 
 def decode(data: bytes | Path, channels: int, name: object, *, upright: bool = False) -> np.ndarray:
-    """Image file → uint8 [h, w, channels]; grey, 16-bit grey, palette, CMYK and alpha are converted.
+    """Image file → uint8 [h, w, channels]; gray, 16-bit gray, palette, CMYK and alpha are converted.
 
     Args:
       data: the file's bytes, or its path.
       channels: 1 (luma) or 3 (RGB).
-      name: said in the error.
-      upright: turn the image as its EXIF orientation says, like viewers; tfds and published data sets ignore it.
+      name: shown in the error.
+      upright: rotate the image by its EXIF orientation, as viewers do; tfds and published data sets ignore it.
 
     Raises:
       CorruptImageError: the file is truncated, damaged, no image, or its pixels have no known range.
@@ -34,7 +34,7 @@ def decode(data: bytes | Path, channels: int, name: object, *, upright: bool = F
             converted = _eight_bit(image).convert(MODES[channels])
             turn = _turn(image) if upright else None
             pixels = np.asarray(converted if turn is None else converted.transpose(turn))
-    # What PIL's decoders raise for damaged files.
+    # Exceptions of PIL's decoders for damaged files.
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise CorruptImageError(f"{name}: not a readable image ({error})") from error
     return pixels.reshape(*pixels.shape[:2], channels)
@@ -49,7 +49,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return image
 
 
-# EXIF orientation → what undoes it.
+# EXIF orientation → the operation that undoes it.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,7 +64,7 @@ _TURNS = {
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # PIL raises every kind for damaged EXIF data; the pixels are good
+    except Exception:  # PIL raises any exception for damaged EXIF data; the pixels are good
         return None
 
 
@@ -72,14 +72,14 @@ def header_size(path: Path) -> tuple[int, int] | None:
     """(width, height) as viewers show the image, from its header; None if there is none."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (image.height, image.width) if turned else image.size
-    except Exception:  # PIL raises every kind for damaged files
+            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if sideways else image.size
+    except Exception:  # PIL raises any exception for damaged files
         return None
 
 
 def images_below(root: Path) -> list[Path]:
-    """Paths of the images in a folder and those in it, sorted; hidden files and folders are left out."""
+    """Paths of the images in a folder and its sub-folders, sorted; hidden files and folders are left out."""
     found = []
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if not name.startswith(".")]

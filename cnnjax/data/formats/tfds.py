@@ -37,7 +37,7 @@ class Tfds:
         return {"image": image, "label": np.int32(record["label"])}
 
     def fetched(self) -> "Tfds":
-        """The same with all records in memory, still encoded: read in one go, five times faster than singly."""
+        """A copy with all records in memory, still encoded: read in one go, five times faster than singly."""
         return replace(self, records=self._fetch(lambda: [*self.records.__getitems__(range(len(self.records)))]))
 
     def _fetch(self, read: Callable[[], Any]) -> Any:
@@ -50,7 +50,7 @@ class Tfds:
 
 
 def tfds_directory(data_dir: Path | None) -> Path:
-    """Where tfds data sets lie: ``data_dir``, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
+    """Folder of the tfds data sets: ``data_dir``, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
     return data_dir or Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
@@ -67,12 +67,7 @@ def known_names() -> list[str]:
 
 
 def tfds_split(name: str, split: str, directory: Path) -> Tfds:
-    """One split of a data set.
-
-    Args:
-      name: such as ``fashion_mnist``, ``emnist/balanced``, ``mnist:3.0.1``.
-      split: in tfds' syntax, such as ``train[:90%]``.
-      directory: where tfds data sets lie.
+    """One split (``train[:90%]``) of a data set (``emnist/balanced``, ``mnist:3.0.1``) in the tfds ``directory``.
 
     Raises:
       UnknownNameError: tensorflow-datasets knows no such name.
@@ -103,7 +98,7 @@ def tfds_split(name: str, split: str, directory: Path) -> Tfds:
 
 
 def _builder(name: str, directory: Path) -> Any:
-    """Opens what lies on the disk, complete; the data set's own code, which may need TensorFlow, is not run."""
+    """Opens a data set on the disk; its own code, which may need TensorFlow, is not run."""
     import tensorflow_datasets as tfds
 
     folder, prepare = directory / base_name(name), _prepare_command(name, directory)

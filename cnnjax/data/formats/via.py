@@ -6,17 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnnjax.data.formats.annotated import (
-    AnnotatedImage,
-    Labelled,
-    Read,
-    class_names,
-    from_xywh,
-    image_folder,
-    json_content,
-    reason,
-    table_file,
-)
+from cnnjax.data.formats import annotated
+from cnnjax.data.formats.annotated import AnnotatedImage, Labelled, Read
 from cnnjax.types import UserError
 
 EXPECTED = "a JSON or CSV (VGG Image Annotator)"
@@ -25,31 +16,29 @@ EXPECTED = "a JSON or CSV (VGG Image Annotator)"
 def read_annotations(path: Path, split: str | None) -> Read | None:
     """Reads rectangles, whose class is in a region attribute.
 
-    That attribute is the only one, or the one called class, label, category, name or type. Of a checkbox the one ticked
-    counts.
-
-    Args:
-      path: of the file, or a folder, see `annotated.table_file`; for the images see `annotated.image_folder`.
-      split: of a folder.
+    That attribute is the only one, or the one called class, label, category, name or type. If it is a checkbox, the
+    ticked option is the class.
 
     Raises:
       UserError: the file is not built like VIA's, nothing says which attribute holds the class, or it is not clear
         which file is meant.
     """
-    file = table_file(path, split)
+    file = annotated.table_file(path, split)
     if file is None:
         return None
-    entries = _csv_entries(file) if file.suffix.lower() == ".csv" else _json_entries(json_content(file))
+    entries = _csv_entries(file) if file.suffix.lower() == ".csv" else _json_entries(annotated.json_content(file))
     if entries is None:
         return None
     try:
         found = [(str(each["filename"]), _regions(each)) for each in entries]
         key = _class_attribute([region for _, regions in found for region in regions], file)
-        folder = image_folder(file, [name for name, _ in found])
+        folder = annotated.image_folder(file, [name for name, _ in found])
         images = [_image(folder / name, name, regions, key) for name, regions in found]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: not an export of VGG Image Annotator ({reason(error)}): export it again") from error
-    return Read(images, class_names(images))
+        raise UserError(
+            f"{file}: not an export of VGG Image Annotator ({annotated.reason(error)}): export it again"
+        ) from error
+    return Read(images, annotated.class_names(images))
 
 
 def _image(path: Path, name: str, regions: Iterable[Mapping[str, Any]], key: str) -> AnnotatedImage:
@@ -66,11 +55,7 @@ def _json_entries(content: Any) -> list[Mapping[str, Any]] | None:
 
 
 def _csv_entries(file: Path) -> list[Mapping[str, Any]] | None:
-    """Entries of the images in a VIA CSV, a row of which is a region; None if it is another table.
-
-    Raises:
-      UserError: a cell is damaged.
-    """
+    """Entries of the images in a VIA CSV, which has a row for each region; None if it is another table."""
     entries: dict[str, dict[str, Any]] = {}
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
@@ -110,5 +95,5 @@ def _object(region: Mapping[str, Any], place: int, key: str) -> Labelled:
     name = f"region {place} ({label})"
     if shape.get("name") != "rect":
         return Labelled(name, label, fault=("unreadable", f"a {shape.get('name')}, not a rect"))
-    box = from_xywh([shape.get(side) for side in ("x", "y", "width", "height")])
+    box = annotated.from_xywh([shape.get(side) for side in ("x", "y", "width", "height")])
     return Labelled(name, label, box) if box else Labelled(name, label, fault=("unreadable", "no four numbers"))

@@ -14,12 +14,9 @@ EXPECTED = "Annotations/*.xml or xml beside the images (Pascal VOC)"
 def read_annotations(path: Path, split: str | None) -> Read | None:
     """Reads ``Annotations/*.xml`` with the images in ``JPEGImages``, or xml files beside their images.
 
-    An image is the one with the xml's name, else the one its ``filename`` says. VOC counts pixels from 1 and includes
-    the last: (1, 1, w, h) is all of an image, and here (0, 0, w, h).
-
-    Args:
-      path: of the folder.
-      split: a list in ``ImageSets/Main``; None: all files. The classes are those of all files.
+    The image of an xml file has its name, or else the name in its ``filename``. VOC counts pixels from 1 and includes
+    the last: (1, 1, w, h) is all of an image, which is (0, 0, w, h) here. A split is a list in ``ImageSets/Main``; the
+    classes are those of all files.
 
     Raises:
       NoSplitError: there is no such list.
@@ -28,8 +25,7 @@ def read_annotations(path: Path, split: str | None) -> Read | None:
     files = xml_files(path)
     if not files:
         return None
-    images = next((p for p in (path / "JPEGImages", path / "images") if p.is_dir()), path)
-    pool = _Pool(images)
+    pool = _Pool(next((p for p in (path / "JPEGImages", path / "images") if p.is_dir()), path))
     found, errors = [], []
     for file in files:
         try:
@@ -43,7 +39,7 @@ def read_annotations(path: Path, split: str | None) -> Read | None:
 
 
 def _listed(folder: Path, split: str, images: Sequence[AnnotatedImage]) -> tuple[list[AnnotatedImage], list[Fault]]:
-    """The images of a split, in its order, and the list's faults."""
+    """Images of a split, in its order, and the faults of the list."""
     lists = folder / "ImageSets" / "Main"
     file = lists / f"{split}.txt"
     if not file.is_file():
@@ -63,7 +59,7 @@ def _listed(folder: Path, split: str, images: Sequence[AnnotatedImage]) -> tuple
 
 class _Tree(ElementTree.TreeBuilder):
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        # Entities are declared there, and a few lines of them grow to gigabytes.
+        # Entities are declared in it, and a few lines of them can grow to gigabytes.
         raise ValueError("it has a DOCTYPE, which no annotation needs and which can exhaust the memory")
 
 
@@ -71,30 +67,25 @@ class _Pool:
     """Images in a folder, by name and by name without ending."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.names: dict[str, Path] = {}
-        self.stems: dict[str, Path] = {}
-        for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in SUFFIXES:
-                self.names[path.name] = path
-                self.stems.setdefault(path.stem, path)
+        paths = [path for path in sorted(folder.iterdir(), reverse=True) if path.suffix.lower() in SUFFIXES]
+        self.folder, self.names, self.stems = folder, {p.name: p for p in paths}, {p.stem: p for p in paths}
 
     def find(self, stem: str, name: str) -> Path:
-        said = self.names.get(name)
-        if said is not None and said.stem == stem:
-            return said
-        return self.stems.get(stem) or said or self.folder / (name or f"{stem}.jpg")
+        named = self.names.get(name)
+        if named is not None and named.stem == stem:
+            return named
+        return self.stems.get(stem) or named or self.folder / (name or f"{stem}.jpg")
 
 
 def _image(file: Path, pool: _Pool) -> AnnotatedImage:
     root = ElementTree.parse(file, ElementTree.XMLParser(target=_Tree())).getroot()
     if root.tag != "annotation":
         raise ValueError(f"expected <annotation>, got <{root.tag}>")
-    said = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+    filename = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
     width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
     size = (width, height) if width > 0 and height > 0 else None
     objects = [_object(each, i) for i, each in enumerate(root.findall("object"), 1)]
-    return AnnotatedImage(file.stem, file, pool.find(file.stem, said), size, objects)
+    return AnnotatedImage(file.stem, file, pool.find(file.stem, filename), size, objects)
 
 
 def _object(element: ElementTree.Element, place: int) -> Labelled:
@@ -105,10 +96,9 @@ def _object(element: ElementTree.Element, place: int) -> Labelled:
     except ValueError:
         return Labelled(name, label, fault=("unreadable", "no bndbox of four numbers"))
     left, top, right, bottom = corners
-    # One pixel to the letter, a slip of the mouse in fact: nobody labels an object of one pixel.
+    # Literally a box of one pixel, but nobody labels an object of one pixel: it is a slip of the mouse.
     if right <= left or bottom <= top:
-        return Labelled(
-            name, label, fault=("degenerate", f"xmin ymin xmax ymax {' '.join(f'{value:g}' for value in corners)}")
-        )
+        numbers = " ".join(f"{value:g}" for value in corners)
+        return Labelled(name, label, fault=("degenerate", f"xmin ymin xmax ymax {numbers}"))
     difficult = (element.findtext("difficult") or "").strip() == "1"
     return Labelled(name, label, (left - 1, top - 1, right, bottom), difficult)

@@ -23,8 +23,8 @@ from cnnjax.types import PyTree, UserError
 def checksums(tree: PyTree) -> dict[str, int]:
     """CRC-32 of the bytes of every leaf, by path, to tell a damaged checkpoint from a good one.
 
-    It does not depend on how an array lies: on one device, replicated, split over several devices or processes. All
-    processes must call this together.
+    It does not depend on the sharding of an array: on one device, replicated, split over several devices or processes.
+    All processes must call this together.
     """
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     sums = {path: _crc32(_local(leaf)) for path, leaf in leaves.items()}
@@ -45,14 +45,14 @@ def _is_distributed(leaf: Any) -> bool:
 
 
 def _local(leaf: Any) -> np.ndarray:
-    """Array on the host: whole, or if no process holds it whole the part that this one answers for, amid zeros."""
+    """Array on the host: whole, or, if no process holds it whole, this process's part of it amid zeros."""
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf)
     if leaf.is_fully_replicated:
         return np.asarray(leaf.addressable_data(0))
     whole = np.zeros(leaf.shape, leaf.dtype)
     for shard in leaf.addressable_shards:
-        if shard.replica_id == 0:  # one device answers for a part that several hold
+        if shard.replica_id == 0:  # of several devices that hold a part only one counts
             whole[shard.index] = shard.data
     return whole
 
@@ -67,7 +67,7 @@ def _combined(parts: np.ndarray, size: int) -> int:
 
 
 def _together(name: str) -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes have come to this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -96,7 +96,7 @@ def _rank(scores: Mapping[str, Any]) -> Any:
 class Checkpoints:
     """The checkpoints of one run: the last ``keep_last``, and the ``keep_best`` with the highest scores.
 
-    Of equal scores the first is the best.
+    Among equal scores the first is the best.
 
     Args:
       directory: made if it is missing.
@@ -139,12 +139,12 @@ class Checkpoints:
             self.manager.save(step, args=args, metrics=None if score is None else {"score": score, "step": step})
 
     def restore(self, target: Callable[[int], PyTree]) -> tuple[int, PyTree] | None:
-        """Step and state of the newest checkpoint whose checksums are those it was written with; None without any.
+        """Step and state of the newest checkpoint whose checksums are right; None if there is no checkpoint.
 
         A damaged one is reported on stderr, set aside as ``damaged-<step>``, and the one before it is tried.
 
         Args:
-          target: step → the state's ``jax.ShapeDtypeStruct``, with the shardings that it shall have.
+          target: step → the state's ``jax.ShapeDtypeStruct``, with its shardings.
 
         Raises:
           UserError: there are checkpoints, and all of them are damaged.
@@ -153,7 +153,7 @@ class Checkpoints:
         for step in steps:
             try:
                 return step, self._read(step, target(step))
-            # Orbax and TensorStore raise every kind of exception, plain Exception too, for a damaged file.
+            # Orbax and TensorStore raise any kind of exception, plain Exception too, for a damaged file.
             except Exception as error:
                 self._set_aside(step, error)
                 _together(f"checkpoint {step} set aside")
@@ -219,7 +219,7 @@ class Checkpoints:
             (self.directory / str(step)).rename(aside)
 
     def _check_room(self, step: int, state: PyTree) -> None:
-        # Noticed beforehand it is one clear line; a disk that fills up while Orbax's threads write, a flood of them.
+        # Checked beforehand, it is one clear line; a disk that fills up while Orbax's threads write makes many.
         needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self.directory).free
         if free < needed:
             raise UserError(
@@ -231,7 +231,7 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        # Errors of the writing threads come as they are: OSError, or TensorStore's ValueError that ends with the cause.
+        # Errors of the writing threads arrive unchanged: OSError, or TensorStore's ValueError that ends with the cause.
         except Exception as error:
             reason = " ".join(str(error).split())
             reason = reason if len(reason) < 120 else f"… {reason[-120:]}"
@@ -246,13 +246,13 @@ class Checkpoints:
             self.manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finishes what is being written and releases the manager."""
+        """Finishes pending writes and releases the manager."""
         with self._writing():
             self.manager.close()
 
 
 class StopRequest:
-    """Flag that is true once the process was asked to stop.
+    """Flag that becomes true when the process is asked to stop.
 
     Attributes:
       signal: number of the signal that asked.

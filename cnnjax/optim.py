@@ -2,7 +2,7 @@
 
 A phase is a list of ordered ``(regex, schedule)`` rules over parameter paths such as ``conv1/kernel``; the
 first rule that matches decides, ``None`` freezes. Every parameter must be covered and every rule must match
-something: a misspelt pattern is an error, not a layer that silently trains.
+something: a misspelled pattern is an error, not a layer that trains unnoticed.
 """
 
 import re
@@ -22,7 +22,7 @@ MakeOptimizer = Callable[[Schedule], optax.GradientTransformation]
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a training run, with one set of rules.
+    """Part of a training run with one set of rules.
 
     Attributes:
       name: shown in reports.

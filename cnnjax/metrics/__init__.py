@@ -1,1 +1,1 @@
-"""Metrics as sums over examples that are divided last."""
+"""Metrics: sums over examples that are divided last."""

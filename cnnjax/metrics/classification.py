@@ -30,14 +30,14 @@ def sums(losses: Array, logits: Array, labels: Array, mask: Array | None = None)
     rank = ranks(logits, labels)
     counted = {"correct": 1, "correct_top5": 5} if logits.shape[-1] > 5 else {"correct": 1}
     hits = {name: ((rank < k) * mask).sum() for name, k in counted.items()}
-    # where, not a product: a filled-up row may have an infinite loss, and inf · 0 is nan.
+    # where instead of a product: a row that only fills the batch may have an infinite loss, and inf · 0 is nan.
     return {"loss": jnp.where(mask > 0, losses, 0).sum(), **hits, "count": mask.sum()}
 
 
 def ranks(logits: Array, labels: Array) -> Array:
-    """Number of classes that score higher than the true one, int32 [n]; it is among the top k if that is below k.
+    """Number of classes that score higher than the true one, int32 [n]; below k, the true one is among the top k.
 
-    Of classes with equal scores the first counts as the higher.
+    Among classes with equal scores the first counts as the higher.
 
     Args:
       logits: [n, classes].
@@ -99,20 +99,18 @@ class Bin(NamedTuple):
     accuracy: float
 
 
-def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> list[Bin]:
-    """Predictions in bins of equal width by confidence, the likeliest class's probability; empty bins are left out.
+def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> list[Bin]:
+    """Predictions in bins of equal width by confidence; empty bins are left out.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2.
 
     Args:
-      probabilities: [n, classes].
-      labels: int [n].
+      confidence: [n], probability of the likeliest class.
+      right: bool [n], True where that class is the true one.
       bins: number of bins from 0 to 1.
     """
-    chex.assert_rank(probabilities, 2)
-    chex.assert_shape(labels, probabilities.shape[:1])
-    confidence = probabilities.max(-1)
-    right = probabilities.argmax(-1) == labels
+    chex.assert_rank(confidence, 1)
+    chex.assert_equal_shape([confidence, right])
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     chosen = [which == i for i in range(bins)]
     return [Bin(int(m.sum()), float(confidence[m].mean()), float(right[m].mean())) for m in chosen if m.any()]

@@ -1,7 +1,7 @@
 """The models: one architecture family per file, each with a table ``VARIANTS`` of named models.
 
-To add a family, add a file with a table; nothing else needs to know. A variant is a Flax module class, or a
-``functools.partial`` of one, that needs no argument; its ``num_classes`` is the paper's unless told, and None
+To add a family, add a file with a table; no other file changes. A variant is a Flax module class, or a
+``functools.partial`` of one, that needs no argument; its ``num_classes`` is the paper's by default, and None
 builds no head. Every model is a ``types.Backbone``: it has ``image_shape``, ``aux_weights`` and ``strides``.
 """
 
@@ -33,12 +33,12 @@ def _variants() -> dict[str, Callable[..., linen.Module]]:
 
 
 def names() -> list[str]:
-    """The name of every variant, sorted."""
+    """Names of all variants, sorted."""
     return sorted(_variants())
 
 
 def create(name: str, /, **overrides: Any) -> linen.Module:
-    """The model called ``name``.
+    """Creates the model called ``name``.
 
     Args:
       name: one of ``names()``.

@@ -23,11 +23,11 @@ Dropout with probability 0.5 follows fc1 and fc2; in torchvision's it precedes t
 
 In ``alexnet_two_tower`` conv2, conv4 and conv5 have two groups, as on the paper's two GPUs: each half of the features
 sees one half of the channels. The normalization goes over all channels, as the paper's equation (and Caffe): where the
-halves meet it sees both. The paper says 224×224 for its input, but only 227×227 gives 55×55.
+halves meet, its window has channels of both halves. The paper says 224×224 for its input, but only 227×227 gives 55×55.
 
-Kernels start as He et al. 2015, biases at zero. The paper starts with kernels normal of deviation 0.01 and with biases
-of one in conv2, conv4, conv5, fc1 and fc2, for pixels of ±128: hardly any signal of images with unit deviation would
-get through.
+Kernels start as in He et al. 2015, biases at zero. The paper starts with kernels normal of deviation 0.01 and with
+biases of one in conv2, conv4, conv5, fc1 and fc2, for pixels of ±128: hardly any signal of images with unit deviation
+would get through.
 """
 
 import functools
@@ -42,7 +42,7 @@ from cnnjax import nn
 from cnnjax.types import Array
 
 _KERNELS = (11, 5, 3, 3, 3)
-_GROUPED = (2, 4, 5)  # in the two towers
+_GROUPED = (2, 4, 5)  # convolutions that have two groups in the two-tower network
 _STRIDES = {
     "conv1": 4,
     "pool1": 8,
@@ -57,9 +57,9 @@ _paper_lrn = functools.partial(nn.local_response_norm, radius=2, k=2.0, alpha=1e
 
 
 def _layer(module: linen.Module, x: Array, conv: Callable, norm: Callable | None, pool: bool) -> tuple[jax.Array, ...]:
-    """Convolution with ReLU: (its feature map, the same normalized and pooled, which is the input of the next layer).
+    """Convolution with ReLU: (its feature map, that map normalized and pooled: the input of the next layer).
 
-    The layer becomes a part of ``module``, the caller, which ``linen.remat`` wants as the first argument.
+    The layer becomes a part of ``module``, the caller, which ``linen.remat`` passes as the first argument.
     """
     y = nn.relu(conv()(x))
     x = y if norm is None else norm(y)
@@ -95,7 +95,7 @@ class AlexNet(linen.Module):
       two_tower: the groups and the normalization of 2012.
       num_classes: classes of the head; None builds no head, nor fc1 and fc2.
       dropout: probability that a value of fc1 or fc2 is dropped.
-      remat: compute each layer's activations anew in the backward pass.
+      remat: compute each layer's activations again in the backward pass.
       dtype: type computed in; None: float32.
 
     Raises:

@@ -23,15 +23,15 @@ The four branches of a module are joined in this order. Max pooling rounds its s
 
 ``googlenet`` is the network of 2014: convolutions with biases and ReLU, no BatchNorm. The constants of its local
 response normalization are the chapter's, which are Caffe's too. The auxiliary heads average 5×5 windows with stride 3,
-which gives 4×4 values for 224×224 images. For sizes where it does not, and always in ``googlenet_bn``, the feature map
-is divided evenly into 4×4 windows, so that no dense layer depends on the size of the images.
+which gives 4×4 values for 224×224 images. For other sizes, where it may not, and always in ``googlenet_bn``, the
+feature map is divided evenly into 4×4 windows, so that no dense layer depends on the size of the images.
 
 ``googlenet_bn`` is torchvision's: BatchNorm in place of biases and local response normalization, 3×3 kernels in the 5×5
 branches, and 2×2 windows in the last max pooling. Its published weights expect channels in −1…1; images are not scaled
 here. ``se_googlenet`` is ``googlenet_bn`` with squeeze-and-excitation at the end of every module; its authors have
 published no weights.
 
-Kernels start He normal (no paper says how), those of the heads' last layers with deviation 0.01.
+Kernels start He normal (the papers do not say how), those of the heads' last layers with deviation 0.01.
 """
 
 import functools
@@ -142,7 +142,7 @@ class AuxiliaryHead(linen.Module):
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train)
 
 
-def _halved(x: Array, window: int) -> jax.Array:
+def _pool_half(x: Array, window: int) -> jax.Array:
     """Max pooling with stride 2 that rounds sizes up."""
     return nn.max_pool(x, window, strides=2, padding=nn.ceil_padding(x, window, 2))
 
@@ -164,7 +164,7 @@ class GoogLeNet(linen.Module):
       dropout: probability that a value before the head's last layer is dropped.
       aux_dropout: probability that a value before the last layer of an auxiliary head is dropped.
       momentum, epsilon: of BatchNorm.
-      remat: compute each module's activations anew in the backward pass.
+      remat: compute each module's activations again in the backward pass.
       dtype: type computed in; None: float32.
 
     Raises:
@@ -201,9 +201,9 @@ class GoogLeNet(linen.Module):
         inception = nn.rematerialized(Inception, self.remat)
         for name, features in _MODULES.items():
             if name == "inception4a":
-                x = _halved(x, 3)
+                x = _pool_half(x, 3)
             elif name == "inception5a":
-                x = _halved(x, 2 if self.batch_norm else 3)
+                x = _pool_half(x, 2 if self.batch_norm else 3)
             layer = inception(features, 3 if self.batch_norm else 5, self.reduction, conv, name=name)
             x = endpoints[name] = layer(x, train)
             self._auxiliary(name, x, train, conv, endpoints)
@@ -216,9 +216,9 @@ class GoogLeNet(linen.Module):
         """Layers before the first module."""
         norm = (lambda x: x) if self.batch_norm else nn.local_response_norm
         x = endpoints["conv1"] = conv(64, 7, strides=2, padding=3, name="conv1")(images, train)
-        x = conv(64, 1, name="conv2_reduce")(norm(_halved(x, 3)), train)
+        x = conv(64, 1, name="conv2_reduce")(norm(_pool_half(x, 3)), train)
         x = endpoints["conv2"] = conv(192, 3, name="conv2")(x, train)
-        return _halved(norm(x), 3)
+        return _pool_half(norm(x), 3)
 
     def _auxiliary(self, name: str, x: Array, train: bool, conv: Any, endpoints: dict[str, jax.Array]) -> None:
         """Auxiliary head after module ``name``, where there is one: parameters always, the endpoint in training."""

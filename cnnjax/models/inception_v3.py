@@ -7,7 +7,7 @@
     conv5       3×3, 192, no padding             then max pooling 3×3, stride 2
     mixed5b–d   3 modules of Fig. 5, at 35×35: 1×1; 1×1, 5×5; 1×1, 3×3, 3×3; average pooling, 1×1
     mixed6a     grid reduction, Fig. 10: 3×3; 1×1, 3×3, 3×3; max pooling, all with stride 2
-    mixed6b–e   4 modules of Fig. 6, at 17×17: 1×1; 1×7, 7×1; twice that; average pooling, 1×1
+    mixed6b–e   4 modules of Fig. 6, at 17×17: 1×1; 1×7, 7×1; that pair twice; average pooling, 1×1
     aux1        average pooling 5×5, stride 3; 1×1, 128; 5×5, 768, no padding; global average; num_classes
     mixed7a     grid reduction
     mixed7b–c   2 modules of Fig. 7, at 8×8: 1×1; 1×3 beside 3×1; 3×3, 1×3 beside 3×1; average pooling, 1×1
@@ -88,7 +88,7 @@ class Inception(linen.Module):
 
 
 def _fig6(features: int) -> Branches:
-    """Branches of a module with factorized 7×7 convolutions of so many ``features``."""
+    """Branches of a module with factorized 7×7 convolutions of ``features`` features each."""
     wide, high = (1, 7), (7, 1)
     return (
         ((192, 1),),
@@ -132,7 +132,7 @@ class AuxiliaryHead(linen.Module):
 
     @linen.compact
     def __call__(self, x: Array, train: bool) -> jax.Array:
-        # The averages of 17 pixels are the fewest that the 5×5 convolution fits.
+        # From fewer than 17 pixels the pooling makes fewer averages than the 5×5 convolution needs.
         x = nn.avg_pool(x, 5, strides=3) if min(x.shape[1:3]) >= 17 else nn.adaptive_avg_pool(x, 5)
         x = self.conv_norm(128, 1, name="conv1")(x, train)
         x = self.conv_norm(768, 5, padding="VALID", name="conv2")(x, train)
@@ -154,7 +154,7 @@ class InceptionV3(linen.Module):
       dropout: probability that a value of ``pooled`` is dropped.
       count_include_pad: average pooling counts its padding.
       momentum, epsilon: of BatchNorm.
-      remat: compute each module's activations anew in the backward pass.
+      remat: compute each module's activations again in the backward pass.
       dtype: type computed in; None: float32.
 
     Raises:

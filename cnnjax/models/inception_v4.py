@@ -113,7 +113,7 @@ _RESNET_CONV: Branches = (((1536, 1),),)
 class Branch(linen.Module):
     """``layers`` one after another; ``conv_norm`` makes the convolutions, conv1, conv2…
 
-    A window ``_FORK`` is a 1×3 and a 3×1 convolution of the same input (such as conv2a, conv2b), joined in depth.
+    A window ``_FORK`` stands for a 1×3 and a 3×1 convolution of one input, such as conv2a and conv2b, joined in depth.
     """
 
     layers: Layers
@@ -246,7 +246,7 @@ class InceptionV4(linen.Module):
       num_classes: classes of the head; None builds no head.
       dropout: probability that a value of ``pooled`` is dropped.
       momentum, epsilon: of BatchNorm.
-      remat: compute each block's activations anew in the backward pass.
+      remat: compute each block's activations again in the backward pass.
       dtype: type computed in; None: float32.
 
     Raises:

@@ -1,5 +1,5 @@
 """LeNet-5 (LeCun, Bottou, Bengio & Haffner, "Gradient-Based Learning Applied to Document Recognition",
-Proc. IEEE 86(11), 1998, section II.B and appendix A), as it was, and as it is built today.
+Proc. IEEE 86(11), 1998, section II.B and appendix A): the network of 1998, and the form in which it is built today.
 
     layer  features @ size   kernel   parameters   connected to
     in            1 @ 32×32
@@ -13,8 +13,8 @@ Proc. IEEE 86(11), 1998, section II.B and appendix A), as it was, and as it is b
 
 It has 60,000 trainable parameters. The squashing function follows the weighted sums of all layers up to f6: c1, c3 and
 c5 squash too, not only s2, s4 and f6. Differences from the paper: its bitmaps (Fig. 3) cover the printable ASCII set
-and are not in its text, so the ten digits here are drawn anew; the biases, whose start the paper does not give, start
-at zero.
+and are not in its text, so the ten digits here are drawn anew; the biases start
+at zero, which the paper does not specify.
 """
 
 import functools
@@ -22,6 +22,7 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
+import chex
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,7 @@ class TableConv(linen.Module):
 
 def rbf_distances(x: jax.Array, codes: Array) -> jax.Array:
     """Output layer, equation 7: ``y_i = Σ_j (x_j − w_ij)²``; ``x [n, d]``, ``codes [k, d]`` → ``[n, k]``."""
+    chex.assert_rank([x, codes], 2)
     return jnp.square(x[:, None, :] - codes).sum(-1)
 
 

@@ -44,7 +44,7 @@ _SMALLEST = 31  # pixels: the stem rounds up and leaves 16, which four strided b
 
 
 class Separable(linen.Module):
-    """Depthwise 3×3, then 1×1 convolution, each made by ``conv_norm``; ``padding`` counts only with strides."""
+    """Depthwise 3×3, then 1×1 convolution, each made by ``conv_norm``; ``padding`` matters only for strides above 1."""
 
     features: int
     strides: int
@@ -92,14 +92,14 @@ class MobileNet(linen.Module):
     Attributes:
       num_classes: classes of the head; None builds no head.
       width: multiplier of the features, which are rounded down.
-      padding: of the stem and of strided depthwise convolutions: None as Keras, 1 as torch (then any size will do).
+      padding: of the stem and of strided depthwise convolutions: None as Keras, 1 as torch (then of any size).
       dropout: probability that a value of ``pooled`` is dropped.
       momentum, epsilon: of BatchNorm.
-      remat: compute each block's activations anew in the backward pass.
+      remat: compute each block's activations again in the backward pass.
       dtype: type computed in; None: float32.
 
     Raises:
-      ValueError: the images are smaller, or another padding.
+      ValueError: the images are smaller, or the padding is another.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
@@ -154,15 +154,15 @@ class MobileNetV2(linen.Module):
 
     Attributes:
       num_classes: classes of the head; None builds no head.
-      width: multiplier of the features, which are rounded to multiples of 8; those of ``last`` never become fewer.
+      width: multiplier of the features, which are rounded to multiples of 8; ``last`` never has fewer than 1280.
       padding: of all 3×3 convolutions: "SAME" as Keras, 1 as torch.
       dropout: probability that a value of ``pooled`` is dropped (the authors' and torchvision's; Keras has none).
       momentum, epsilon: of BatchNorm.
-      remat: compute each block's activations anew in the backward pass, so that the expanded ones are not kept.
+      remat: compute each block's activations again in the backward pass, so that the expanded ones are not kept.
       dtype: type computed in; None: float32.
 
     Raises:
-      ValueError: the images have not four axes, or another padding.
+      ValueError: the images do not have four axes, or the padding is another.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)

@@ -110,11 +110,11 @@ class ResNet(linen.Module):
       num_classes: classes of the head; None builds no head.
       zero_init: units start as the identity.
       momentum, epsilon: of BatchNorm.
-      remat: compute each stage's activations anew in the backward pass.
+      remat: compute each stage's activations again in the backward pass.
       dtype: type computed in; None: float32.
 
     Raises:
-      ValueError: the images have not four axes.
+      ValueError: the images do not have four axes.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)

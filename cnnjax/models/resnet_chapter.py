@@ -55,11 +55,11 @@ class ResNet34(linen.Module):
     Attributes:
       num_classes: classes of the head; None builds no head.
       momentum, epsilon: of BatchNorm.
-      remat: compute each unit's activations anew in the backward pass.
+      remat: compute each unit's activations again in the backward pass.
       dtype: type computed in; None: float32.
 
     Raises:
-      ValueError: the images have not four axes.
+      ValueError: the images do not have four axes.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)

@@ -65,7 +65,7 @@ class SENet(linen.Module):
       num_classes: classes of the head; None builds no head.
       dropout: probability that a value of ``pooled`` is dropped.
       momentum, epsilon: of BatchNorm.
-      remat: compute each stage's activations anew in the backward pass.
+      remat: compute each stage's activations again in the backward pass.
       dtype: type computed in; None: float32.
 
     Raises:

@@ -15,7 +15,7 @@ Each block ends in max pooling 2×2 with stride 2. A ReLU follows every layer bu
 follows fc1 and fc2 (Keras' has none).
 
 Kernels start as torchvision's, He normal by fan-out, those of dense layers normal of deviation 0.01. The paper starts
-the deep networks from a shallower one that was trained before, and remarks that Glorot's start makes this unnecessary.
+the deep networks from the weights of a shallower one, and remarks that Glorot's start makes this unnecessary.
 """
 
 import functools
@@ -64,7 +64,7 @@ class VGG(linen.Module):
       convs: convolutions of each block.
       num_classes: classes of the head; None builds no head, nor fc1 and fc2.
       dropout: probability that a value of fc1 or fc2 is dropped.
-      remat: compute each block's activations anew in the backward pass.
+      remat: compute each block's activations again in the backward pass.
       dtype: type computed in; None: float32.
 
     Raises:

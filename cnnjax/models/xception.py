@@ -10,12 +10,12 @@
     head          global average, dropout of 0.5, num_classes
 
 Every separable convolution is 3×3, with nothing between its depthwise and its 1×1 part, and BatchNorm follows it. ReLU
-precedes it, but in exit2, where ReLU follows, and before the first of entry1. Max pooling is 3×3, stride 2. Around each
+precedes it, except in exit2, where ReLU follows, and in the first of entry1. Max pooling is 3×3, stride 2. Around each
 block but exit2 is a shortcut: its input, or where the shape changes a 1×1 convolution of stride 2 with BatchNorm. These
 are the chapter's 34 separable convolutions: 2 + 2 + 2 + 8 · 3 + 2 + 2.
 
-The defaults are Keras', whose author is the paper's, but for the dropout, which Keras leaves out. The paper does not
-say how kernels start. Here they start He normal by fan-in, but the two parts of a separable convolution share its
+The defaults are those of Keras, by the author of the paper, except the dropout, which Keras leaves out. The paper does
+not say how kernels start. Here they start He normal by fan-in, but the two parts of a separable convolution share its
 factor of 2, as there is one ReLU before them.
 """
 
@@ -117,11 +117,11 @@ class Xception(linen.Module):
       padding: of max pooling: "SAME" pads even sizes only at their end, as Keras; 1 pads both sides, as torch. timm's
         ``legacy_xception`` has padding 1, epsilon 1e-5, momentum 0.9.
       momentum, epsilon: of BatchNorm.
-      remat: compute each block's activations anew in the backward pass.
+      remat: compute each block's activations again in the backward pass.
       dtype: type computed in; None: float32.
 
     Raises:
-      ValueError: the images are smaller, or another padding.
+      ValueError: the images are smaller, or the padding is another.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (299, 299, 3)

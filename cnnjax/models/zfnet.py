@@ -18,7 +18,7 @@ smaller, denser first convolution.
 A ReLU follows every layer but the head. Local response normalization follows pool1 and pool2; in AlexNet it precedes
 them. The paper does not give its constants: they are AlexNet's, k = 2, alpha = 1e-4 over 5 channels, beta = 0.75.
 
-Differences from the paper: it starts with kernels of scale 0.01; here they start as He et al. 2015. It scales back
+Differences from the paper: it starts with kernels of scale 0.01; here they start as in He et al. 2015. It scales back
 filters whose root mean square grows beyond 0.1; that belongs to the optimizer, and is not here.
 """
 
@@ -59,9 +59,9 @@ _STRIDES = {
 
 
 def _layer(module: linen.Module, x: Array, i: int, dtype: Dtype | None) -> tuple[jax.Array, jax.Array]:
-    """Convolution i with ReLU: (its feature map, the same pooled and normalized, which is the input of the next layer).
+    """Convolution i with ReLU: (its feature map, that map pooled and normalized: the input of the next layer).
 
-    The layer becomes a part of ``module``, the caller, which ``linen.remat`` wants as the first argument.
+    The layer becomes a part of ``module``, the caller, which ``linen.remat`` passes as the first argument.
     """
     features, kernel, strides, padding = _LAYERS[i - 1]
     y = x = nn.relu(nn.Conv(features, kernel, strides=strides, padding=padding, dtype=dtype, name=f"conv{i}")(x))
@@ -82,7 +82,7 @@ class ZFNet(linen.Module):
     Attributes:
       num_classes: classes of the head; None builds no head, nor fc1 and fc2.
       dropout: probability that a value of fc1 or fc2 is dropped.
-      remat: compute each layer's activations anew in the backward pass.
+      remat: compute each layer's activations again in the backward pass.
       dtype: type computed in; None: float32.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Rectifiers whose result is kept, so that none of its readers computes it anew.
+"""Rectifiers whose result is kept, so that no operation that reads it computes it again.
 
-XLA takes ``max(x, 0)`` for so cheap that each of its readers may compute it again, together with the sum before it: on
-a CPU the output of a ResNet block then adds up all blocks of its stage, in the forward and in the backward pass. XLA
-does not duplicate a ``select`` of two arrays. The gradients here need only the result, which is kept anyway.
+XLA considers ``max(x, 0)`` so cheap that each operation that reads it may compute it again, together with the sum
+before it: on a CPU the output of a ResNet block then adds up all blocks of its stage, forward and backward. XLA does
+not duplicate a ``select`` of two arrays. The gradients here need only the result, which is kept anyway.
 """
 
 import jax

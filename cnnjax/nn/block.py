@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import chex
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,7 @@ class SqueezeExcite(linen.Module):
 
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        chex.assert_rank(x, 4)
         dense = functools.partial(linen.Dense, dtype=self.dtype, kernel_init=he_normal)
         squeezed = relu(dense(max(x.shape[-1] // self.reduction, 1), name="reduce")(global_avg_pool(x)))
         gates = linen.sigmoid(dense(x.shape[-1], name="expand")(squeezed))
@@ -112,7 +114,7 @@ def check_padding(padding: Padding) -> None:
 
 
 def rematerialized(stage: type[linen.Module], remat: bool) -> type[linen.Module]:
-    """Module class ``stage``; with ``remat`` the backward pass computes the activations within it anew.
+    """Module class ``stage``; with ``remat`` the backward pass computes the activations within it again.
 
     Its instances are called as ``stage(x, train)``; the paths of the parameters are the same either way.
     """
@@ -125,11 +127,12 @@ def ceil_padding(x: Array, window: int, strides: int, padding: int = 0) -> tuple
     Args:
       x: feature map, of which only the shape counts.
       window, strides: of the pooling, in pixels.
-      padding: pixels before each side; after it are as many or more.
+      padding: pixels before each dimension; as many or more follow after it.
 
     Returns:
       (before, after) for height and width. A window that would begin in the padding after is left out.
     """
+    chex.assert_rank(x, 4)
     pads = []
     for size in x.shape[1:3]:
         count = -(-(size + 2 * padding - window) // strides) + 1

@@ -4,8 +4,8 @@ Inputs are ``[n, *spatial, c]`` with 1, 2 or 3 spatial dimensions, outputs ``[n,
 layers: ``kernel_size``, ``strides`` and ``dilation`` are one int for all dimensions or one for each; ``padding`` is
 ``"SAME"``, ``"VALID"``, an int or a pair (before, after) for each dimension; ``dtype`` is the type computed in and
 returned (None: the type to which input and parameters promote), ``param_dtype`` that of the parameters. Kernels start
-as He et al. 2015 (arXiv:1502.01852): truncated normal of variance 2 / fan-in, right for a ReLU after the layer; biases
-start at zero. Shapes that do not fit raise the ValueError of ``ops.conv``.
+as in He et al. 2015 (arXiv:1502.01852): truncated normal of variance 2 / fan-in, right for a ReLU after the layer;
+biases start at zero. Shapes that do not fit raise the ValueError of ``ops.conv``.
 """
 
 import flax.linen as linen
@@ -15,7 +15,7 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 
 from cnnjax.ops import conv as ops
-from cnnjax.ops.reduce import spread
+from cnnjax.ops.reduce import broadcast_channels
 from cnnjax.ops.window import Ints, Padding, check_rank, per_dim
 from cnnjax.types import Array
 
@@ -69,7 +69,7 @@ class Conv(linen.Module):
             dilation=self.dilation,
             groups=self.groups,
         )
-        return y if bias is None else y + spread(bias, y.shape)
+        return y if bias is None else y + broadcast_channels(bias, y.shape)
 
 
 class DepthwiseConv(linen.Module):
@@ -98,7 +98,7 @@ class DepthwiseConv(linen.Module):
         bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = ops.depthwise_conv(x, kernel, strides=self.strides, padding=self.padding, dilation=self.dilation)
-        return y if bias is None else y + spread(bias, y.shape)
+        return y if bias is None else y + broadcast_channels(bias, y.shape)
 
 
 class SeparableConv(linen.Module):
@@ -170,4 +170,4 @@ class ConvTranspose(linen.Module):
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = ops.conv_transpose(x, kernel, strides=self.strides, padding=self.padding)
-        return y if bias is None else y + spread(bias, y.shape)
+        return y if bias is None else y + broadcast_channels(bias, y.shape)

@@ -18,7 +18,7 @@ Path = tuple[str, ...]
 
 
 def fold_batch_norm(model: linen.Module, variables: PyTree, image_shape: tuple[int, int, int] | None = None) -> PyTree:
-    """Variables of the same structure with which inference has the same results and less to compute.
+    """Variables with which inference gives the same results and computes less.
 
     Where only a BatchNorm reads the output of a convolution, the kernel is multiplied by ``scale / sqrt(var +
     epsilon)`` and the normalization becomes a shift, which XLA fuses with the activation after it. The result takes the
@@ -71,8 +71,8 @@ def _pairs(model: linen.Module, variables: PyTree, shape: tuple[int, ...]) -> di
     pairs = {conv: norm for conv, norm in found.items() if calls[conv] == calls[norm[0]] == 1}
     norms = {norm for norm, _ in pairs.values()}
 
-    # Traced again, with each output as an argument and without the normalizations: whatever still reads an output is
-    # something else, such as an endpoint or a shortcut.
+    # The second trace takes each output as an argument and leaves the normalizations out: an operation that still
+    # reads an output is something else, such as an endpoint or a shortcut.
     def cut(layer: linen.Module, call: Callable[[], jax.Array], x: jax.Array) -> jax.Array:
         if layer.path in norms:
             return jnp.zeros(x.shape, x.dtype)
@@ -91,7 +91,7 @@ def _pairs(model: linen.Module, variables: PyTree, shape: tuple[int, ...]) -> di
 def _trace(
     model: linen.Module, variables: PyTree, shape: tuple[int, ...], around: Callable, marks: dict[Path, Any]
 ) -> Jaxpr:
-    """Jaxpr of inference with ``around(layer, call, x)`` at each convolution and BatchNorm; its last inputs: marks."""
+    """Jaxpr of inference with ``around(layer, call, x)`` for each convolution and BatchNorm; ``marks`` come last."""
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         if context.method_name == "__call__" and isinstance(context.module, (Conv, DepthwiseConv, BatchNorm)):

@@ -2,12 +2,13 @@
 
 import functools
 
+import chex
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from cnnjax.ops.reduce import channel_sum, spread
+from cnnjax.ops.reduce import broadcast_channels, channel_sum
 from cnnjax.types import Array
 
 
@@ -16,7 +17,7 @@ class BatchNorm(linen.Module):
 
     ``y = (x − mean) / sqrt(var + epsilon) · scale + bias``. In training mean and variance are the batch's. The variance
     is biased (divided by the count), also in the running average, as in Keras and Flax (torch stores the unbiased one).
-    Both are computed in float32 or better whatever the type of x. Under ``jit`` with a batch sharded over a mesh they
+    Both are computed in float32 or better for any type of x. Under ``jit`` with a batch sharded over a mesh they
     are those of the whole batch, without an axis name.
 
     Parameters: ``scale [c]``, ``bias [c]``. Collection ``batch_stats``: ``mean [c]``, ``var [c]``, which each training
@@ -35,7 +36,7 @@ class BatchNorm(linen.Module):
 
     @linen.compact
     def __call__(self, x: Array, *, use_running_average: bool) -> jax.Array:
-        """Normalizes ``x [..., c]`` with the running statistics, or with the batch's, and then updates the others."""
+        """Normalizes ``x [..., c]`` with the running statistics, or with the batch's and updates the running ones."""
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
@@ -53,7 +54,7 @@ class BatchNorm(linen.Module):
         return y.astype(x.dtype if self.dtype is None else self.dtype)
 
     def _updated(self, old: jax.Array, new: jax.Array) -> jax.Array:
-        """The running average after one more batch."""
+        """Running average after one more batch."""
         return (self.momentum * old + (1 - self.momentum) * new).astype(old.dtype)
 
 
@@ -64,6 +65,7 @@ def batch_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[jax
     Ioffe & Szegedy 2015, Algorithm 1. The variance takes a second pass: E[x²] − E[x]² loses all digits if the mean is
     much larger than the deviation.
     """
+    chex.assert_shape([scale, bias], x.shape[-1:])
     count = x.size // x.shape[-1]
     mean = channel_sum(x) / count
     var = channel_sum(jnp.square(x - mean)) / count
@@ -73,19 +75,19 @@ def batch_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[jax
 
 @batch_norm.defjvp
 def _batch_norm_jvp(epsilon: float, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
-    # Factors per channel are combined before they meet the pixels. So the gradient needs two sums over pixels, of dy
-    # and of dy · (x − mean), gives dx as dy · a + (x − mean) · c + d, and keeps nothing but x.
+    # Factors per channel are combined before they multiply pixels. So the gradient needs only two sums over pixels, of
+    # dy and of dy · (x − mean), gives dx as dy · a + (x − mean) · c + d, and keeps nothing but x.
     (x, scale, bias), (dx, dscale, dbias) = primals, tangents
     y, mean, var = batch_norm(x, scale, bias, epsilon)
     count = x.size // x.shape[-1]
     inverse = jax.lax.rsqrt(var + epsilon)
-    centred = x - mean
+    centered = x - mean
     dmean = channel_sum(dx) / count
-    dvar = channel_sum(centred * dx) * (2 / count)
+    dvar = channel_sum(centered * dx) * (2 / count)
     by_dx = inverse * scale
-    by_centred = inverse * dscale - inverse**3 * scale * dvar / 2
+    by_centered = inverse * dscale - inverse**3 * scale * dvar / 2
     constant = dbias - by_dx * dmean
-    dy = dx * by_dx + centred * spread(by_centred, x.shape) + spread(constant, x.shape)
+    dy = dx * by_dx + centered * broadcast_channels(by_centered, x.shape) + broadcast_channels(constant, x.shape)
     return (y, mean, var), (dy, dmean, dvar)
 
 

@@ -1,8 +1,9 @@
 """Boxes: ``float [..., 4]``, ``(x_min, y_min, x_max, y_max)`` in pixels, the left edge of column x at x.
 
-Functions of other formats name them: ``cxcywh`` is centre, width, height; ``xywh`` is upper left corner, width, height.
-Every function can be differentiated everywhere. A box with x_max ≤ x_min or y_max ≤ y_min has area 0; a ratio 0/0 is 0,
-and so is its gradient. Integers and half precision are computed in float32, which holds the area of any image.
+Other formats stand in the names of functions: ``cxcywh`` is center, width, height; ``xywh`` upper left corner, width,
+height. Every function can be differentiated everywhere. A box with x_max ≤ x_min or y_max ≤ y_min has area 0; a ratio
+0/0 is 0, and so is its gradient. Integers and half precision are computed in float32, which holds the area of any
+image.
 """
 
 import chex
@@ -71,15 +72,15 @@ def visible(boxes: Array, height: Array | int, width: Array | int) -> jax.Array:
 
 
 def xyxy_to_cxcywh(boxes: Array) -> jax.Array:
-    """Converts corners to centre, width, height: [..., 4] → [..., 4]."""
+    """Converts corners to center, width, height: [..., 4] → [..., 4]."""
     low, high = _corners(boxes)
     return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
 
 
 def cxcywh_to_xyxy(boxes: Array) -> jax.Array:
-    """Converts centre, width, height to corners: [..., 4] → [..., 4]."""
-    centre, size = _corners(boxes)
-    return jnp.concatenate([centre - size / 2, centre + size / 2], axis=-1)
+    """Converts center, width, height to corners: [..., 4] → [..., 4]."""
+    center, size = _corners(boxes)
+    return jnp.concatenate([center - size / 2, center + size / 2], axis=-1)
 
 
 def xyxy_to_xywh(boxes: Array) -> jax.Array:
@@ -108,11 +109,11 @@ def _corners(boxes: Array) -> tuple[jax.Array, jax.Array]:
 def _intersection_and_union(a: Array, b: Array) -> tuple[jax.Array, jax.Array]:
     a, b = _floats(a), _floats(b)
     low, high = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
-    both = area(jnp.concatenate([low, high], axis=-1))
-    return both, area(a) + area(b) - both
+    intersection = area(jnp.concatenate([low, high], axis=-1))
+    return intersection, area(a) + area(b) - intersection
 
 
 def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    # where twice: the quotient that the outer one discards still has a gradient, and NaN × 0 is NaN.
+    # Two where: the outer one drops the quotient 0/0 but not its gradient, which would be NaN (NaN × 0 is NaN).
     real = whole > _LEAST_AREA
     return jnp.where(real, part / jnp.where(real, whole, 1), 0)

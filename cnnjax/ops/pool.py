@@ -1,7 +1,7 @@
 """Pooling as pure functions: maximum and average over windows, over everything, and over depth.
 
-Inputs are channels last with 1, 2 or 3 spatial dimensions, ``[n, *spatial, c]``. As in Keras the stride is
-the window's size and the padding ``"VALID"`` unless told otherwise.
+Inputs are channels last with 1, 2 or 3 spatial dimensions, ``[n, *spatial, c]``. By default, as in Keras, the
+stride is the window's size and the padding ``"VALID"``.
 """
 
 import math
@@ -120,13 +120,13 @@ def adaptive_avg_pool(x: Array, size: Ints) -> JaxArray:
 
 
 def depth_max_pool(x: Array, size: int) -> JaxArray:
-    """Maximum over each group of ``size`` neighbouring channels (Fig. 14-10 of the chapter).
+    """Maximum over each group of ``size`` neighboring channels (Fig. 14-10 of the chapter).
 
-    ``[..., c]`` becomes ``[..., c / size]``. ValueError if ``size`` does not divide the depth.
+    ``[..., c]`` becomes ``[..., c / size]``. ValueError if ``size`` does not divide c.
     """
     depth = x.shape[-1]
     if size < 1 or depth % size:
-        raise ValueError(f"expected a depth stride that divides the depth {depth}, got {size}")
+        raise ValueError(f"expected a size that divides the {depth} channels, got {size}")
     return jnp.asarray(x).reshape(*x.shape[:-1], depth // size, size).max(-1)
 
 

@@ -14,12 +14,12 @@ def channel_sum(x: Array) -> jax.Array:
     return sum_primitives.channel_sum(x.shape, x) if supports(x) else jnp.sum(x, range(x.ndim - 1))
 
 
-def spread(values: Array, shape: tuple[int, ...]) -> jax.Array:
+def broadcast_channels(values: Array, shape: tuple[int, ...]) -> jax.Array:
     """One value per channel, repeated over all other axes: ``[c]`` → ``shape``, which ends in c.
 
     Its gradient is a ``channel_sum``.
     """
     chex.assert_shape(values, shape[-1:])
     if supports(values):
-        return sum_primitives.spread(tuple(shape), values)
+        return sum_primitives.channel_broadcast(tuple(shape), values)
     return jnp.broadcast_to(values, shape)

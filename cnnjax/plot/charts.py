@@ -13,13 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from cnnjax.plot.figure import blank, legend, one_line, printable
 from cnnjax.types import Array
 
-_MOST_MEMBERS = 10  # matplotlib's colors repeat after as many
+_MOST_MEMBERS = 10  # matplotlib's colors repeat after so many
 _SPLIT_COLORS = {"train": "tab:blue", "valid": "tab:orange", "test": "tab:green"}
-_MOST_CLASSES_WITH_COUNTS = 20  # beyond, the numbers of a confusion matrix would overlap
+_MOST_CLASSES_WITH_COUNTS = 20  # with more, the numbers of a confusion matrix would overlap
 
 
 class _Panel(NamedTuple):
-    """A title, and the curves below it: name → [(step, value), …] and name → color."""
+    """Panel with a title and the curves below it: name → [(step, value), …] and name → color."""
 
     title: str
     curves: dict[str, list[tuple[float, float]]]
@@ -30,7 +30,7 @@ def curves(records: Iterable[Mapping[str, Any]], suptitle: str = "") -> Figure:
     """Training curves: one panel per quantity with the splits in it, and one per split for a family of quantities.
 
     A quantity with a slash is a member of a family, such as a class: ``"valid/iou/raccoon"`` and
-    ``"valid/iou/kangaroo"`` are two curves in the panel "iou, valid". It has room for the first 10 members, and its
+    ``"valid/iou/kangaroo"`` are two curves in the panel "iou, valid". It shows the first 10 members, and its
     title says how many there are if there are more.
 
     Args:
@@ -56,7 +56,7 @@ def curves(records: Iterable[Mapping[str, Any]], suptitle: str = "") -> Figure:
 
 
 def confusion(matrix: Array, classes: Sequence[str], suptitle: str = "") -> Figure:
-    """A confusion matrix: rows are true classes, columns predictions; the color is the share of the row.
+    """Confusion matrix: rows are true classes, columns predictions; the color is the share of the row.
 
     Args:
         matrix: counts [k, k]; written into the cells up to 20 classes.
@@ -115,7 +115,7 @@ def bars(values: Mapping[str, Mapping[str, float]], label: str, suptitle: str = 
     axis.set_ylabel(printable(label), parse_math=False)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    legend(figure, handles, loc="outside right upper", fontsize=8)  # inside it would hide a bar
+    legend(figure, handles, loc="outside right upper", fontsize=8)  # inside, it would hide a bar
     return figure
 
 
@@ -144,7 +144,7 @@ def bubbles(points: Mapping[str, tuple[float, float, float]], x_label: str, y_la
     # Names stand in a column beside the axes, in the order of y: at the circles they would cover each other.
     names, order = list(points), np.argsort(y, kind="stable")
     line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "relpos": (0, 0.5)}
-    for i, place in zip(order, _spread((y[order] - low) / (high - low)), strict=True):
+    for i, place in zip(order, _separated((y[order] - low) / (high - low)), strict=True):
         beside = axis.annotate(one_line(names[i]), (x[i], y[i]), (1.03, place), "data", "axes fraction", line)
         beside.set(va="center", fontsize=8, parse_math=False)
     axis.grid(alpha=0.3)
@@ -198,17 +198,17 @@ def _label(axis: Axes, x_label: str, y_label: str) -> None:
     axis.set_ylabel(printable(y_label), parse_math=False)
 
 
-def _spread(places: np.ndarray, gap: float = 0.04) -> np.ndarray:
-    """Rising places in 0 … 1, moved as little as puts neighbors ``gap`` apart, or closer where they are too many."""
+def _separated(places: np.ndarray, gap: float = 0.04) -> np.ndarray:
+    """Rising places in 0 … 1, moved as little as possible so that they are ``gap`` apart, or closer if too many."""
     gap = min(gap, 1 / len(places))
     steps = gap * np.arange(len(places))
-    lowest = places - steps  # where the first would be if only this one stayed where it is
+    lowest = places - steps  # place of the first if only this one were not moved
     middle = (np.maximum.accumulate(lowest) + np.minimum.accumulate(lowest[::-1])[::-1]) / 2
     return np.clip(middle, 0, 1 - steps[-1]) + steps
 
 
 def _panels(records: Iterable[Mapping[str, Any]]) -> list[_Panel]:
-    """The panels of `curves`: one per plain quantity, then one per family and split."""
+    """Panels of `curves`: one per plain quantity, then one per family and split."""
     plain: dict[str, _Panel] = {}
     families: dict[str, _Panel] = {}
     for row in records:
@@ -227,7 +227,7 @@ def _panels(records: Iterable[Mapping[str, Any]]) -> list[_Panel]:
 
 
 def _shortened(panel: _Panel) -> _Panel:
-    """The panel with its first curves only, which the title says, if all would be too many."""
+    """Panel with only its first curves if all would be too many; the title then says so."""
     count = len(panel.curves)
     if count <= _MOST_MEMBERS:
         return panel

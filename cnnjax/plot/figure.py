@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 
 class _QuietFigure(Figure):
-    """A figure that draws a frame for each character its font lacks, without printing a warning for each."""
+    """Figure that draws a frame for each character its font lacks, without printing a warning for each."""
 
     def draw(self, renderer: Any) -> None:
         with _no_glyph_warnings():
@@ -30,7 +30,7 @@ def _no_glyph_warnings() -> Iterator[None]:
 
 
 def blank(width: float, height: float, suptitle: str = "", layout: Any = "constrained") -> Figure:
-    """An empty figure of ``width`` × ``height`` inches with ``suptitle`` above all; ``layout`` as for ``Figure``."""
+    """Empty figure of ``width`` × ``height`` inches with ``suptitle`` above all; ``layout`` as for ``Figure``."""
     figure = _QuietFigure((width, height), layout=layout)
     if suptitle:
         figure.suptitle(printable(suptitle), fontsize=11, parse_math=False)
@@ -38,7 +38,7 @@ def blank(width: float, height: float, suptitle: str = "", layout: Any = "constr
 
 
 def legend(owner: Axes | Figure, handles: Mapping[str, Any], **options: Any) -> None:
-    """Adds a legend to axes or to a figure: name → what was drawn for it; ``options`` as for ``Axes.legend``."""
+    """Adds a legend to axes or to a figure: name → the object drawn for it; ``options`` as for ``Axes.legend``."""
     made = owner.legend(list(handles.values()), [""] * len(handles), **options)
     # Set afterwards: matplotlib leaves out labels that begin with "_", and would parse "$".
     for text, name in zip(made.get_texts(), handles, strict=True):
@@ -46,10 +46,10 @@ def legend(owner: Axes | Figure, handles: Mapping[str, Any], **options: Any) -> 
 
 
 def printable(text: str) -> str:
-    """The text with "\\n" for each kind of line end, and "?" for what UTF-8 cannot encode (bytes of a file name)."""
+    """Text with "\\n" for each kind of line end, and "?" for characters that UTF-8 cannot encode (in file names)."""
     return "\n".join(text.encode("utf-8", "replace").decode().splitlines())
 
 
 def one_line(text: str) -> str:
-    """The text as `printable` gives it, line ends as spaces."""
+    """Text as `printable` gives it, line ends as spaces."""
     return printable(text).replace("\n", " ")

@@ -12,15 +12,15 @@ from matplotlib.patches import Rectangle
 from cnnjax.plot.figure import blank, one_line, printable
 from cnnjax.types import Array, Picture
 
-_MOST_BOXES_WITH_NAMES = 20  # beyond, names hide the objects
+_MOST_BOXES_WITH_NAMES = 20  # with more, names hide the objects
 
 
 def pictures(pictures: Sequence[Picture], columns: int = 4, cell: float | None = None, suptitle: str = "") -> Figure:
     """Images in rows of ``columns``, each under its title, with named and colored boxes on it.
 
     Args:
-        pictures: sizes of images may differ. ``names`` and ``colors`` may be empty: boxes without names, all of one
-            color. More than 20 boxes in a picture are drawn without their names.
+        pictures: images of any sizes. ``names`` and ``colors`` may be empty: boxes without names, all of one color.
+            More than 20 boxes in a picture are drawn without their names.
         columns: images per row, at most.
         cell: width of one image in inches; None fits ``columns`` of them into 12 inches.
         suptitle: title of the figure.
@@ -84,7 +84,7 @@ def mistakes(
     classes: Sequence[str],
     most: int = 25,
 ) -> Figure:
-    """The worst mistakes: highest confidence in the wrong class first.
+    """Worst mistakes: highest confidence in the wrong class first.
 
     Args:
         images: n images [h, w, 1 | 3], as for `image_grid`.
@@ -92,7 +92,7 @@ def mistakes(
         predicted: labels [n], int.
         confidence: [n], probability of the predicted class.
         classes: k names.
-        most: how many to show.
+        most: number of images to show.
     """
     true, predicted, confidence = np.asarray(true), np.asarray(predicted), np.asarray(confidence)
     wrong = np.flatnonzero(true != predicted)
@@ -107,7 +107,7 @@ def mistakes(
 
 
 def filters(kernel: Array, columns: int = 12) -> Figure:
-    """The filters of a first layer, HWIO ``[h, w, 1 | 3, n]``, as n images on one scale; gray is zero.
+    """Filters of a first layer, HWIO ``[h, w, 1 | 3, n]``, as n images on one scale; gray is zero.
 
     Raises:
         ValueError: the kernel does not see 1 or 3 channels.
@@ -122,7 +122,7 @@ def filters(kernel: Array, columns: int = 12) -> Figure:
 def feature_maps(
     feature_maps: Array, titles: Sequence[str] | None = None, columns: int = 8, suptitle: str = ""
 ) -> Figure:
-    """The c feature maps of ``[h, w, c]`` as gray images, each scaled to its own range; the rest as `image_grid`."""
+    """Feature maps ``[h, w, c]`` as c gray images, each scaled to its own range; arguments as for `image_grid`."""
     values = np.asarray(feature_maps, np.float32)
     low, high = values.min(axis=(0, 1)), values.max(axis=(0, 1))
     scaled = (values - low) / np.maximum(high - low, 1e-12)
@@ -135,8 +135,8 @@ def _show(axis: Axes, image: Array) -> None:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     axis.imshow(np.clip(pixels, 0, top), cmap="gray", vmin=0, vmax=top)
-    axis.set(xticks=[], yticks=[], anchor="N")  # in the middle of its cell it would move a long title out of the figure
-    axis.spines[:].set(color="0.7", linewidth=0.5)  # a frame, or a white image would have no edge
+    axis.set(xticks=[], yticks=[], anchor="N")  # in the middle of its cell it would push a long title out of the figure
+    axis.spines[:].set(color="0.7", linewidth=0.5)  # a frame: a white image would have no edge
 
 
 def _draw_boxes(axis: Axes, picture: Picture) -> None:

@@ -1,4 +1,4 @@
-"""Cost of a network: parameters, multiply-adds and memory, in all and layer by layer.
+"""Cost of a network: parameters, multiply-adds and memory, in total and layer by layer.
 
 Nothing is computed: the model is traced with shapes only, and every number follows from the operations of the trace.
 
@@ -14,10 +14,11 @@ A buffer that only one chain reads is free afterwards, and the chain's result ov
 convolution, its bias and its ReLU share one buffer, and branches share the buffer of their concatenation. BatchNorm in
 training reads its input twice, for the statistics and to normalize it, so that its output has a second buffer.
 
-``infer_bytes`` is the size of the variables and of the buffers at the moment when those in use are largest together;
-the input's is in use until it is read last. ``train_bytes`` is the size of the input, the variables and every buffer
-of a forward pass with ``train=True``, since the backward pass reads them; of the blocks that ``remat`` recomputes only
-the largest counts. Gradients, the optimizer's state, a library's work space and dropout's masks come on top.
+``infer_bytes`` is the size of the variables plus the largest sum of the buffers that are in use at one moment; the
+input's is in use until its last reader has run. ``train_bytes`` is the size of the input, the variables and every
+buffer of a forward pass with ``train=True``, since the backward pass reads them; of the blocks that ``remat``
+recomputes only the largest counts. Gradients, the optimizer's state, a library's work space and dropout's masks come on
+top.
 
 ``train_bytes`` is within 1 % of the memory that JAX's derivative keeps for networks of convolutions, BatchNorm and
 ReLU (3 % above it for Xception; ReLU's masks, a byte per value, not counted). It is a third too low where layers take
@@ -41,16 +42,16 @@ from flax import traverse_util
 
 from cnnjax import atomic
 from cnnjax.summary.memory import Buffer, kept, nbytes, peak
-from cnnjax.summary.trace import Shape, Trace, of_model
+from cnnjax.summary.trace import Shape, Trace, trace_model
 
 
 class LayerCost(NamedTuple):
-    """One row of the table: a layer, or an operation between layers. A layer that is called twice is one row.
+    """Row of the table: a layer, or an operation between layers. A layer that is called twice is one row.
 
     Attributes:
         name: path of the module as in the parameters; "" is the model itself.
         kind: class of the module, or name of the operation where a module that holds others computes something itself.
-        shape: of the output; of the last one if the layer is called more than once.
+        shape: shape of the output; of the last output if the layer is called more than once.
         params: number of trainable values.
         macs: multiply-adds of inference; 0 for a layer that only training runs.
         bytes: size of the activations that training keeps.
@@ -69,7 +70,7 @@ class Cost:
     """Cost of one model for one batch.
 
     Attributes:
-        shape: of the batch, ``(n, h, w, c)``.
+        shape: shape of the batch, ``(n, h, w, c)``.
         params: number of trainable values.
         macs: multiply-adds of inference.
         infer_bytes: memory of inference, see the module's docstring.
@@ -91,15 +92,15 @@ def cost(model: linen.Module, shape: Shape) -> Cost:
     Args:
         model: ``apply(variables, images, train=...)`` gives ``(logits, endpoints)``. Where logits are None, the last
             endpoint is the output. In training the endpoints that ``model.aux_weights`` names are outputs too.
-        shape: of the batch, ``(n, h, w, c)``.
+        shape: shape of the batch, ``(n, h, w, c)``.
 
     Raises:
-        ValueError: the model contains a loop or a branch, and the trace does not tell how often it runs.
+        ValueError: the model contains a loop or a branch, and the trace does not show how often it runs.
     """
     images = jax.ShapeDtypeStruct(shape, getattr(model, "dtype", None) or jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
     variables = jax.eval_shape(model.init, key, images)
-    test, train = (of_model(model, variables, images, key, flag) for flag in (False, True))
+    test, train = (trace_model(model, variables, images, key, flag) for flag in (False, True))
     stored = sum(nbytes(x) for x in jax.tree.leaves(variables))
     activations, largest = kept(train)
     return Cost(
@@ -127,7 +128,7 @@ def macs(f: Callable[..., Any], *args: Any) -> int:
 
 
 def rows(result: Cost) -> list[dict[str, Any]]:
-    """One row per layer and a last one with the totals, for ``report.table`` and ``write_csv``."""
+    """Rows for ``report.table`` and ``write_csv``: one per layer, and a last one with the totals."""
     layers = [layer._asdict() for layer in result.layers]
     total = {"name": "total", "kind": "", "shape": result.shape}
     total |= {column: sum(row[column] for row in layers) for column in ("params", "macs", "bytes")}
@@ -149,7 +150,7 @@ def write_csv(table: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _layers(test: Trace, train: Trace, activations: Sequence[Buffer], params: Any) -> tuple[LayerCost, ...]:
-    """The rows of the table: modules with parameters of their own or without submodules, and operations of others."""
+    """Rows of the table: modules with parameters of their own or without submodules, and operations of others."""
     counts: dict[str, int] = collections.Counter()
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         counts[path.rpartition("/")[0]] += math.prod(leaf.shape)

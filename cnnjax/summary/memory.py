@@ -1,4 +1,4 @@
-"""The activations that a program stores, and for how long; the docstring of ``summary`` describes the model."""
+"""Activations that a program stores, and their lifetimes; the docstring of ``summary`` describes the model."""
 
 import collections
 import dataclasses
@@ -9,11 +9,11 @@ from typing import Any
 
 from cnnjax.summary.trace import Trace
 
-# So cheap that each reader recomputes them.
+# Operations so cheap that each reader recomputes them.
 _CHEAP = {"broadcast_in_dim", "slice", "split"}
-# They may end a chain, whose values are then not stored, but their result is.
+# Operations that may end a chain: its values are then not stored, but their result is.
 _REDUCE = re.compile("reduce_(?!window|precision).*|arg(max|min)|channel_sum")
-# Their result is stored, and so is what they read.
+# Operations whose result is stored, and so are the values that they read.
 _HEAVY = re.compile(
     "conv.*(?<!element_type)|dot_general|max_pool.*|reduce_window.*|select_and_.*|cum.*|gather|scatter.*"
     "|dynamic_.*|sort|top_k|rev|fft|scan"
@@ -22,10 +22,10 @@ _HEAVY = re.compile(
 
 @dataclasses.dataclass
 class Buffer:
-    """Memory of a value, or of several one after the other.
+    """Memory of one value, or of several values one after the other.
 
     Attributes:
-        bytes: its size.
+        bytes: size.
         born: number of the node that writes it first; −1 for the input.
         last: number of the node that reads it last.
         temporary: only one chain reads it, and it is free afterwards.
@@ -45,7 +45,7 @@ def nbytes(aval: Any) -> int:
 
 
 def _stores(op: str) -> bool:
-    """True if the operation's result has a buffer whoever reads it."""
+    """True if the operation's result has a buffer, independent of its readers."""
     return bool(_HEAVY.fullmatch(op) or _REDUCE.fullmatch(op))
 
 
@@ -73,10 +73,10 @@ def _readers(trace: Trace) -> dict[int, set[int]]:
 
 
 def _buffers(trace: Trace) -> list[Buffer]:
-    """The buffers of the stored values, in the order in which they are first written."""
+    """Buffers of the stored values, in the order in which they are first written."""
     readers, nodes = _readers(trace), trace.nodes
     born = {value: i for i, node in enumerate(nodes) for value in node.outputs}
-    free: dict[int, list[Buffer]] = collections.defaultdict(list)  # node after which they are free → buffers
+    free: dict[int, list[Buffer]] = collections.defaultdict(list)  # node → buffers that are free after it
     buffers = []
     for value, by in readers.items():
         i, aval, is_output = born.get(value, -1), trace.avals[value], value in trace.outputs
@@ -97,7 +97,7 @@ def _buffers(trace: Trace) -> list[Buffer]:
 
 
 def peak(trace: Trace) -> int:
-    """The largest sum of the sizes of buffers that are in use at one time, in bytes."""
+    """Largest sum of the sizes of buffers that are in use at one time, in bytes."""
     change = [0] * (len(trace.nodes) + 2)
     for buffer in _buffers(trace):
         change[buffer.born + 1] += buffer.bytes

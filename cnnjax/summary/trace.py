@@ -23,9 +23,9 @@ _CALLS = {
     "remat2": "jaxpr",
 }
 _REMAT = {"checkpoint", "remat2"}
-# The program does not tell how often these run.
+# Operations that run a number of times that the program does not show.
 _UNKNOWN = {"while", "cond"}
-# Their output is their input under another shape or name, and takes no memory.
+# Operations whose output is their input under another shape or name, and takes no memory.
 _VIEWS = {"reshape", "squeeze", "expand_dims", "copy", "optimization_barrier", "sharding_constraint"}
 # Plainer names than those of lax.
 _PLAIN = {"reduce_window_max": "max_pool", "reduce_window_sum": "avg_pool", "convert_element_type": "cast"}
@@ -56,7 +56,7 @@ class Node(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where an operation is; the attributes are those of ``Node``, ``call`` is "" outside named functions."""
+    """Place of an operation; the attributes are those of ``Node``, ``call`` is "" outside named functions."""
 
     path: str = ""
     call: str = ""
@@ -65,16 +65,16 @@ class _Place(NamedTuple):
 
 
 class Trace:
-    """The operations of a program that depend on its last ``inputs`` arguments, those of called programs in place.
+    """Operations of a program that depend on its last ``inputs`` arguments; called programs are unfolded in place.
 
     Args:
         program: a traced function.
         inputs: number of arguments, the last ones.
         modules: path of a module → (its class, the shape of its output).
-        train: the program is one of training.
+        train: True for a training program.
 
     Raises:
-        ValueError: a loop or a branch depends on these arguments, and the program does not tell how often it runs.
+        ValueError: a loop or a branch depends on these arguments, and the program does not show how often it runs.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Trace:
         self.modules, self.train = modules, train
         self.nodes: list[Node] = []
         self.avals: list[Any] = []  # shape and dtype of each value that depends on the inputs
-        self.joints: set[int] = set()  # values that recomputed blocks put out
+        self.joints: set[int] = set()  # values that recomputed blocks return
         self._blocks = 0
         invars = program.jaxpr.invars
         self.images = [self._value(var.aval) for var in invars[len(invars) - inputs :]]
@@ -156,7 +156,7 @@ class Trace:
 
 
 def _widens(eqn: Any) -> bool:
-    """True if a cast only adds digits: it is then done where the result is read, and never stored."""
+    """True if a cast only adds digits: it is then computed where the result is read, and never stored."""
     return eqn.invars[0].aval.dtype.itemsize <= eqn.outvars[0].aval.dtype.itemsize
 
 
@@ -189,7 +189,7 @@ def _live(nodes: Sequence[Node], outputs: set[int]) -> list[Node]:
     return live[::-1]
 
 
-def of_model(model: linen.Module, variables: Any, images: Any, key: Any, train: bool) -> Trace:
+def trace_model(model: linen.Module, variables: Any, images: Any, key: Any, train: bool) -> Trace:
     """Trace of a model's program from images to logits (or the last endpoint) and, in training, auxiliary logits."""
     modules: dict[str, tuple[str, Shape]] = {}
 

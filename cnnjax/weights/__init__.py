@@ -32,25 +32,25 @@ def load(
     key: Key | None = None,
     reverse_channels: bool = False,
 ) -> PyTree:
-    """The variables of ``model`` (``params`` and, with BatchNorm, ``batch_stats``) with the weights of a file.
+    """Loads the variables of ``model`` (``params`` and, with BatchNorm, ``batch_stats``) from a file.
 
-    Every array of the file is used once and every array of the model is filled once, or an error lists those that are
-    not. Other publishers' layouts are converted exactly for inference: the bias of a convolution before BatchNorm goes
-    into the mean, another epsilon into the variance. Weights of auxiliary heads are left out if the model has none,
-    those of the head if ``model.num_classes`` is None.
+    Every array of the file is used once and every array of the model is filled once, or an error lists the exceptions.
+    Other publishers' layouts are converted exactly for inference: the bias of a convolution before BatchNorm goes into
+    the mean, another epsilon into the variance. Weights of auxiliary heads are left out if the model has none, those of
+    the head if ``model.num_classes`` is None.
 
     Args:
       source: a tag of ``published()``, whose file is downloaded unless the cache has it; or a file: Keras' ``.h5``,
         ``.weights.h5``, ``.keras``; ``.safetensors``; torch's ``.pth``; ``.npz``; or a folder that Orbax wrote, such as
-        a run of ``experiments/``, from which the newest checkpoint is taken. The format is told from the content.
-        torch's files are read without running any code that they name: tensors and plain containers only. A file with
-        the name of a published one must have its checksum.
+        a run of ``experiments/``, from which the newest checkpoint is taken. The format is recognized by the content.
+        torch's files are read without running any code that they name: tensors and plain containers only. A file named
+        like a published one must have that one's checksum.
       model: has the layers, strides and paddings that the publisher's network has; for a tag, the model and the fields
         that ``published()[tag]`` names.
       image_size: pixels of the images, where the shapes of layers depend on them: a number for height and width, or
         (height, width), or (height, width, channels); default: ``model.image_shape``.
-      head: "strict" takes the head from the file; "new" draws the last layer (and those of auxiliary heads) anew,
-        whether the file has one or not.
+      head: "strict" takes the head from the file; "new" initializes the last layer (and those of auxiliary heads)
+        randomly, also where the file has one.
       key: random key from which a new head is drawn (default: ``jax.random.key(0)``).
       reverse_channels: reverses the input channels of the first convolution: weights for BGR images then take RGB.
 
@@ -58,7 +58,7 @@ def load(
       Arrays of JAX on the default device, of the types of the model's parameters (float32).
 
     Raises:
-      UserError: the file is damaged, cannot be downloaded, or does not fit the model; the message has both sides.
+      UserError: the file is damaged, cannot be downloaded, or does not fit the model; the message names both sides.
     """
     if head not in ("strict", "new"):
         raise UserError(f'head is "strict" or "new", got {head!r}')
@@ -73,7 +73,7 @@ def load(
 
 
 def _image_shape(model: linen.Module, size: int | tuple[int, ...] | None) -> tuple[int, int, int]:
-    """Height, width and channels; UserError if ``size`` does not say them."""
+    """Height, width and channels; UserError if ``size`` is none of the three forms."""
     own = model.image_shape
     given = own if size is None else tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(given) not in (2, 3) or not all(isinstance(n, int | np.integer) and n > 0 for n in given):
@@ -82,7 +82,7 @@ def _image_shape(model: linen.Module, size: int | tuple[int, ...] | None) -> tup
 
 
 def _path(source: str | Path) -> Path:
-    """The path of the file: downloaded for a tag, verified if it has the name of a published file."""
+    """Path of the file: downloaded for a tag, verified if it has the name of a published file."""
     known, path = published(), Path(source)
     try:
         exists = path.exists()

@@ -30,7 +30,7 @@ def read(
 ) -> PyTree:
     """The variables of ``model`` with the weights in the file; see ``weights.load``."""
     needed = rules.structure(model, image_shape)
-    # A model without a head leaves out the head of the file; the same model with a head tells its keys.
+    # A model without a head leaves out the head of the file, whose keys the same model with a head shows.
     classes = getattr(type(model), "num_classes", None) or 1
     whole = needed if _has_head(model) else rules.structure(model.clone(num_classes=classes), image_shape)
     optional = frozenset(whole.slots.keys() - needed.slots.keys())
@@ -64,11 +64,11 @@ def _values(content: Content, needed: Structure, plan: dict[Place, Filling], pat
             _copy(result, filling.arrange(content.tensors[filling.key].read()))
         if filling.minus is not None:
             result -= content.tensors[filling.minus].read()
-        # A file that cnnjax saved may hold variances below zero, which ``plus`` made (see below).
+        # A file that cnnjax saved may hold variances below zero, which come from ``plus`` (see below).
         least = -needed.epsilons[where[1:-1]] if where[-1] == "var" and content.names == "cnnjax" else 0.0
         _check_values(where, result, filling, path, least)
         if filling.plus:
-            # The variance may become negative, but its sum with the model's epsilon does not.
+            # The variance may become negative, but not its sum with the model's epsilon.
             result += filling.plus
         return result
 
@@ -86,7 +86,7 @@ def _copy(result: np.ndarray, x: np.ndarray) -> None:
 
 
 def _check_values(where: Place, value: np.ndarray, filling: Filling, path: Path, least: float) -> None:
-    # A sum takes one pass; finite values whose sum overflows are no weights either.
+    # A sum takes one pass; finite values whose sum overflows are not weights either.
     if not np.isfinite(value.sum()):
         raise UserError(f"{path}: {filling.key} holds NaN or infinity: the file is damaged, or its training diverged")
     if where[-1] == "var" and value.min(initial=least) < least:

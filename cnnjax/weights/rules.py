@@ -27,21 +27,21 @@ TORCH = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "
 
 
 class Slot(NamedTuple):
-    """An array of a model that is to be filled."""
+    """Array of a model that is to be filled."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 class Structure(NamedTuple):
-    """The slots of a model, and the epsilon of each BatchNorm by the path of the module."""
+    """Slots of a model, and the epsilon of each BatchNorm by the path of the module."""
 
     slots: dict[Place, Slot]
     epsilons: dict[Place, float]
 
 
 class Filling(NamedTuple):
-    """The value of a slot: ``arrange`` of the file's array ``key`` (None: ``constant`` everywhere), minus the file's
+    """Value of a slot: ``arrange`` of the file's array ``key`` (None: ``constant`` everywhere), minus the file's
     array ``minus``, plus the number ``plus``.
     """
 
@@ -68,11 +68,11 @@ def structure(model: linen.Module, image_shape: tuple[int, int, int]) -> Structu
 
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     with linen.intercept_methods(record):
-        # A new function: where JAX has traced a function before, it would not call the modules again.
+        # A new function each time: JAX would not call the modules again for a function that it has traced.
         images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
         try:
             tree = jax.eval_shape(lambda *args: model.init(*args), keys, images)
-        except ValueError as error:  # mostly because they are too small
+        except ValueError as error:  # usually because they are too small
             raise UserError(f"{type(model).__name__} cannot take images of {image_shape}: {error}") from error
     flat = traverse_util.flatten_dict(tree)
     return Structure({path: Slot(x.shape, np.dtype(x.dtype)) for path, x in flat.items()}, epsilons)
@@ -84,32 +84,32 @@ def match(
     """Fillings from ``content`` for every slot of ``needed`` that is not ``optional``.
 
     Args:
-      content: of the file.
-      model: whose weights they shall be.
-      needed: its structure, with a head in any case.
-      optional: slots that stay empty, whose keys the file may have.
+      content: arrays of the file.
+      model: model that takes the weights.
+      needed: structure of the model with a head.
+      optional: slots that stay empty, though the file may have their keys.
       where: name of the file, for messages.
 
     Raises:
       UserError: a key is left over, a slot is unfilled or of another shape or type, or the model would compute
-        something else with these weights.
+        other results with these weights than the publisher's.
     """
     if content.names == "cnnjax":
         _check_own(content, model, where)
         return _checked(content, needed, optional, {p: Filling("/".join(p)) for p in needed.slots}, "", model, where)
     kind = "keras" if content.names == "keras" else "torch"
-    known = {name: x for name, x in layouts.of(model).items() if name.startswith("keras") == (kind == "keras")}
+    known = {name: x for name, x in layouts.for_model(model).items() if name.startswith("keras") == (kind == "keras")}
     if not known:
-        have = ", ".join(layouts.of(model)) or "none"
+        have = ", ".join(layouts.for_model(model)) or "none"
         raise UserError(
             f"{where}: a {content.kind} with {kind}'s names, which {type(model).__name__} has no rules for "
             f"(it knows the layouts: {have})"
         )
-    hits = {name: _hits(content.tensors, layout, kind, needed) for name, layout in known.items()}
-    best = max(hits, key=hits.__getitem__)
+    used = {name: _keys_used(content.tensors, layout, kind, needed) for name, layout in known.items()}
+    best = max(used, key=used.__getitem__)
     layout = known[best]
     # Where the layout knows few of the keys, the file is of another family, and the lists below say more.
-    if 2 * hits[best] > min(len(content.tensors), len(needed.slots)) and (
+    if 2 * used[best] > min(len(content.tensors), len(needed.slots)) and (
         unlike := {name: value for name, value in layout.fields.items() if getattr(model, name) != value}
     ):
         want = ", ".join(f"{name}={value!r}" for name, value in unlike.items())
@@ -124,19 +124,19 @@ def match(
     return _checked(content, needed, optional, plan, layout.unused, model, where)
 
 
-# Fields of training, storage and the size of the head, which do not change what a model computes with its weights.
+# Fields of training, storage and the size of the head, on which a model's results with its weights do not depend.
 FREE = ("num_classes", "dtype", "remat", "dropout", "momentum", "zero_init", "parent", "name")
 
 
 def fields(model: linen.Module) -> dict[str, Any]:
-    """The fields that decide what a model computes with its weights, in the types that JSON gives back."""
+    """Fields on which the results of a model with its weights depend, in the types that JSON gives back."""
     plain = (bool, int, float, str, tuple, list, type(None))
     names = [f.name for f in dataclasses.fields(model) if f.name not in FREE]
     return json.loads(json.dumps({name: x for name in names if isinstance(x := getattr(model, name), plain)}))
 
 
 def _check_own(content: Content, model: linen.Module, where: str) -> None:
-    """UserError if weights that cnnjax saved fit this model but are of another, which computes something else."""
+    """Raises UserError if weights that cnnjax saved fit this model but are those of one that computes other results."""
     if "variant" in content.about:
         saved = _sibling(model, content.about["variant"])
         if saved is None:
@@ -157,18 +157,18 @@ def _check_own(content: Content, model: linen.Module, where: str) -> None:
 
 
 def _sibling(model: linen.Module, variant: str) -> linen.Module | None:
-    """The variant of this name, if the file that defines the class of ``model`` has it: others have other classes."""
+    """The variant of this name, if the module that defines the class of ``model`` has it: others have other classes."""
     variants = getattr(inspect.getmodule(type(model)), "VARIANTS", {})
     return variants[variant]() if variant in variants else None
 
 
-def _hits(tensors: Mapping[str, Tensor], layout: Layout, kind: str, needed: Structure) -> int:
+def _keys_used(tensors: Mapping[str, Tensor], layout: Layout, kind: str, needed: Structure) -> int:
     """The number of the file's keys that this layout would use."""
-    hits = 0
+    used = 0
     for path in needed.slots:
-        with contextlib.suppress(NoRuleError):  # a part that this publisher's models do not have
-            hits += target(layout, kind, path) in tensors
-    return hits
+        with contextlib.suppress(NoRuleError):  # a module that this publisher's models do not have
+            used += target(layout, kind, path) in tensors
+    return used
 
 
 class NoRuleError(Exception):

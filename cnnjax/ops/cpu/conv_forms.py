@@ -43,17 +43,15 @@ def plain_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def pointwise_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution, y = x · kernel at every pixel that the stride meets."""
+    """Convolution, y = x · kernel at every pixel that the stride reaches."""
     return (rows(strided(x, (0, 0), g.out[1:3], g.strides)) @ kernel[0, 0]).reshape(g.out)
 
 
 def pointwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
     """Gradient for the input, dx = dy · kernelᵀ, with zeros at the pixels that the stride skips."""
     dx = lax.dot_general(rows(dy), kernel[0, 0], (((1,), (1,)), ((), ())))
-    spread = [
-        (0, size - (out - 1) * s - 1, s - 1) for size, out, s in zip(g.x[1:3], g.out[1:3], g.strides, strict=True)
-    ]
-    return lax.pad(dx.reshape(*dy.shape[:3], -1), np.zeros((), dy.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
+    pads = [(0, size - (out - 1) * s - 1, s - 1) for size, out, s in zip(g.x[1:3], g.out[1:3], g.strides, strict=True)]
+    return lax.pad(dx.reshape(*dy.shape[:3], -1), np.zeros((), dy.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
 
 
 def pointwise_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -91,7 +89,7 @@ def _dense_phase(g: Geometry, dy: jax.Array, kernel: jax.Array, *dims: tuple[Pha
     for axis, (phase, a) in enumerate(dims):
         first, last = phase.taps[a][0], phase.taps[a][-1]
         part = lax.slice_in_dim(part, first[0], last[0] + 1, g.strides[axis], axis)
-        # The phase meets the windows from last's shift to size − 1 + first's shift.
+        # The phase reads the windows from last's shift to size − 1 + first's shift.
         pads.append((-last[1], phase.size - 1 + first[1] - (dy.shape[1 + axis] - 1)))
     dy = pad(dy, [(min(lo, 0), min(hi, 0)) for lo, hi in pads])
     pads = [(max(lo, 0), max(hi, 0)) for lo, hi in pads]
@@ -105,13 +103,13 @@ def _dense_phase(g: Geometry, dy: jax.Array, kernel: jax.Array, *dims: tuple[Pha
 
 
 def _repeated(g: Geometry) -> tuple[Geometry, int]:
-    """The same convolution over channels repeated m times, and m."""
+    """Geometry of the convolution over channels repeated m times, and m."""
     m = g.kernel[-1] // g.groups
     return g._replace(x=(*g.x[:3], g.kernel[-1]), groups=g.kernel[-1]), m
 
 
 def _padded(g: Geometry, x: jax.Array) -> jax.Array:
-    # The barrier keeps XLA from computing the padding anew for each tap.
+    # The barrier keeps XLA from computing the padding again for each tap.
     return lax.optimization_barrier(pad(x, g.pads))
 
 
@@ -141,7 +139,7 @@ def depthwise_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.A
     return dx if m == 1 else dx.reshape(*g.x[:3], -1, m).sum(-1)
 
 
-_UNROLLED = 16  # rows added in one expression: longer ones compile slowly, shorter ones leave more to the product
+_UNROLLED = 16  # rows added in one expression: more compile slowly, fewer leave more to the product
 _CACHED = 6 << 20  # bytes of x that nine passes over it may find in the cache
 
 
@@ -181,7 +179,7 @@ def depthwise_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array
     return total.reshape(g.kernel)
 
 
-# Grouped: a dense convolution of several neighbouring groups at once, with zeros between channels of different groups.
+# Grouped: a dense convolution of several neighboring groups at once, with zeros between channels of different groups.
 
 _WIDTH = 32  # channels of a dense part: narrower ones starve the matrix product, wider ones multiply more zeros
 
@@ -257,7 +255,7 @@ def _is_large_pointwise(g: Geometry) -> bool:
 
 
 def _is_depthwise(g: Geometry) -> bool:
-    # Each tap is an expression of its own, so that more than 8×8 compile slowly: those take the grouped form.
+    # Each tap is an expression of its own, and more than 8×8 compile slowly: those windows take the grouped form.
     return g.groups > 1 and g.kernel[2] == 1 and math.prod(g.window) <= 64
 
 

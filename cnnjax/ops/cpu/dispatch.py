@@ -1,8 +1,8 @@
 """Primitives that are lax's own operations everywhere but on CPUs, where they take a form chosen by their shape.
 
-Convolution, pooling and channel sums are JAX primitives here. So the choice is made when a program is lowered and its
-platform is known, and everything JAX does with lax's operations (forward mode, gradients of gradients, vmap, remat,
-export) works with these. A table of ``Row`` for each primitive says which form suits which geometry, and why.
+Convolution, pooling and channel sums are JAX primitives here. The form is therefore chosen when a program is lowered
+and its platform is known, and everything JAX does with lax's operations (forward mode, gradients of gradients, vmap,
+remat, export) works with these. A table of ``Row`` for each primitive says which form suits which geometry, and why.
 """
 
 import contextlib
@@ -63,8 +63,9 @@ def primitive(
         plain: (geometry, *arrays) → result, by lax.
         table: the forms for CPUs.
         fold: (geometry, copies) → geometry of ``copies`` batches in one.
-        images: positions of the arguments whose leading axis is the batch, as the result's then is. Where vmap maps
-            exactly these, they are folded into one larger batch; else, and without ``fold``, ``plain`` is batched.
+        images: positions of the arguments whose leading axis is the batch; the result's is then the batch, too. Where
+            vmap maps exactly these, they are folded into one larger batch; else, and without ``fold``, ``plain`` is
+            batched.
     """
     p = Primitive(name)
 
@@ -100,8 +101,8 @@ def _eager(primitive: Primitive, *arrays: jax.Array, geometry: Any) -> jax.Array
 def supports(*arrays: Array) -> bool:
     """True for arrays that the primitives take: float32 or float64, all sizes known, no Explicit or Manual mesh axes.
 
-    All others are for lax: in bfloat16 sums of products lose digits, and under Explicit or Manual axes each form would
-    need sharding rules of its own.
+    lax computes all others: in bfloat16 sums of products lose digits, and under Explicit or Manual axes each form
+    would need sharding rules of its own.
     """
     for x in arrays:
         mesh = jax.typeof(x).sharding.mesh

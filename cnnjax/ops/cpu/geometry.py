@@ -16,7 +16,7 @@ class Geometry(NamedTuple):
 
     Attributes:
       x: shape of the input, ``(n, h, w, c)``.
-      kernel: its shape, ``(*window, c / groups, features)``.
+      kernel: shape of the kernel, ``(*window, c / groups, features)``.
       strides: in pixels, down and across.
       pads: zeros before and after each spatial dimension.
       groups: number of groups of channels.
@@ -94,8 +94,8 @@ class Phases(NamedTuple):
 
     Attributes:
       size: number of values of q that cover the input.
-      before: windows counted before the first one, at most; there dy is padded.
-      after: windows counted after the last one, at most.
+      before: how far taps reach before the first window; dy is padded there.
+      after: how far they reach beyond the last window.
       taps: pairs ``(u, shift)`` for each phase a = 0 … s − 1.
     """
 

@@ -4,7 +4,7 @@
     pick(x, dx) → dy         dx where x is the maximum of its window; transposed in dx: place(x, dy)
     place(x, dy) → dx        dy added where x is the maximum of its window; transposed in dy: pick(x, dx)
 
-Of equal maxima the first in the window counts, row by row, as in lax's gradient.
+Where several pixels of a window are the maximum, the first one counts, row by row, as in lax's gradient.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Channel sum and its transpose as primitives, and the sums that the other forms are built of.
+"""Channel sum and its transpose as primitives, and the sums that the other forms are built from.
 
 XLA's reduction on a CPU walks down the columns of the pixels' matrix. Rows added in one expression, then a product with
 ones, are 5 to 10 times faster and round less.
@@ -23,9 +23,9 @@ def channel_sum(shape: Shape, x: Array) -> jax.Array:
     return _sum.bind(x, geometry=shape)
 
 
-def spread(shape: Shape, values: Array) -> jax.Array:
+def channel_broadcast(shape: Shape, values: Array) -> jax.Array:
     """``values [c]`` repeated over all other axes of ``shape``, which ends in c."""
-    return _spread.bind(values, geometry=shape)
+    return _broadcast.bind(values, geometry=shape)
 
 
 def column_sum(x: jax.Array) -> jax.Array:
@@ -64,11 +64,11 @@ def _is_large_image(shape: Shape) -> bool:
 TABLE = (dispatch.Row(_is_large_image, _sum_by_product, "XLA's reduction takes 5 to 10 times as long"),)
 
 
-def _plain_spread(shape: Shape, values: jax.Array) -> jax.Array:
+def _plain_broadcast(shape: Shape, values: jax.Array) -> jax.Array:
     return jnp.broadcast_to(values, shape)
 
 
 _sum = dispatch.primitive("channel_sum", lambda shape: shape[-1:], _plain_sum, TABLE)
-_spread = dispatch.primitive("channel_spread", lambda shape: shape, _plain_spread, ())
-ad.deflinear2(_sum, lambda dy, _, geometry: [spread(geometry, dy)])
-ad.deflinear2(_spread, lambda dy, _, geometry: [channel_sum(geometry, dy)])
+_broadcast = dispatch.primitive("channel_broadcast", lambda shape: shape, _plain_broadcast, ())
+ad.deflinear2(_sum, lambda dy, _, geometry: [channel_broadcast(geometry, dy)])
+ad.deflinear2(_broadcast, lambda dy, _, geometry: [channel_sum(geometry, dy)])

@@ -21,20 +21,20 @@ _BT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _AT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 _CACHED = 4 << 20  # bytes of an activation whose tiles, four times as many bytes, stay in the cache
-_LARGEST = 7 << 20  # bytes of one image beyond which not even its own tiles stay there
+_LARGEST = 7 << 20  # bytes of the largest image whose own tiles stay there
 
 
 def _sum(signs: np.ndarray, terms: Sequence[jax.Array]) -> jax.Array:
     """Sum of sign · term, with signs of ±1 and 0."""
     total = add_up([x if sign > 0 else -x for sign, x in zip(signs, terms, strict=True) if sign])
-    # Without the barrier XLA may compute the sum anew inside what comes next.
+    # Without the barrier XLA may compute the sum again inside the next operation.
     return lax.optimization_barrier(total)
 
 
 def _transformed_kernel(kernel: jax.Array) -> jax.Array:
     """Kernel ``G g Gᵀ`` for every pair of channels, as one small product: ``[3, 3, i, o]`` → ``[16, i, o]``."""
-    both = np.kron(_G, _G).astype(kernel.dtype)
-    return jnp.matmul(both, kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
+    transform = np.kron(_G, _G).astype(kernel.dtype)
+    return jnp.matmul(transform, kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
 
 
 def _padded(x: jax.Array, before: tuple[int, int], out: Sequence[int]) -> jax.Array:
@@ -96,8 +96,8 @@ def winograd_conv(g: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def winograd_input_grad(g: Geometry, dy: jax.Array, kernel: jax.Array) -> jax.Array:
     """Gradient dx: the convolution of dy with the kernel rotated by 180°."""
-    before, turned = (2 - g.pads[0][0], 2 - g.pads[1][0]), _transformed_kernel(lax.rev(kernel, (0, 1)))
-    return _map(lambda dy: _filter(dy, before, turned, 1, g.x), dy, _together(g))
+    before, rotated = (2 - g.pads[0][0], 2 - g.pads[1][0]), _transformed_kernel(lax.rev(kernel, (0, 1)))
+    return _map(lambda dy: _filter(dy, before, rotated, 1, g.x), dy, _together(g))
 
 
 def winograd_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -106,7 +106,7 @@ def winograd_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
     ahead, pixels = (max(0, 2 - before[0]), max(0, 2 - before[1])), [*map(max, g.x[1:3], g.out[1:3])]
 
     def products(x: jax.Array, dy: jax.Array) -> list[jax.Array]:
-        # dy is padded as the gradient in x needs it, so that XLA computes it once for both.
+        # dy is padded as for the gradient in x, so that XLA computes the padded dy once for the two gradients.
         x, dy = _padded(x, before, g.out[1:3]), _padded(dy, ahead, pixels)
         pairs = zip(_tiles(_BT, x, g.out[1:3]), _tiles(_AT.T, dy, g.out[1:3], ahead), strict=True)
         return [lax.dot_general(a, b, dims) for a, b in pairs]
@@ -119,12 +119,12 @@ def winograd_kernel_grad(g: Geometry, x: jax.Array, dy: jax.Array) -> jax.Array:
     else:
         zero = [jnp.zeros(g.kernel[2:], x.dtype)] * 16
         total, _ = lax.scan(add, zero, (_groups(x, size), _groups(dy, size)))
-    both = np.kron(_G.T, _G.T).astype(x.dtype)
-    return jnp.matmul(both, jnp.stack(total).reshape(16, -1)).reshape(g.kernel)
+    transform = np.kron(_G.T, _G.T).astype(x.dtype)
+    return jnp.matmul(transform, jnp.stack(total).reshape(16, -1)).reshape(g.kernel)
 
 
 def suits(g: Geometry) -> bool:
-    """True where the saved products outweigh the added sums: 3×3, stride 1, deep, many tiles, an image in the cache."""
+    """True where fewer products outweigh more sums: 3×3, stride 1, many channels and tiles, an image in the cache."""
     is_3x3 = g.kernel[:2] == (3, 3) and g.strides == (1, 1) and g.groups == 1
     one_image = 4 * max(math.prod(g.x[1:]), math.prod(g.out[1:]))
     return is_3x3 and min(g.kernel[2:]) >= 64 and g.x[0] * g.out[1] * g.out[2] >= 400 and one_image <= _LARGEST

@@ -1,6 +1,6 @@
-"""Readers of files of weights, one module per format; the format is told from the content of the file.
+"""Readers of files of weights, one module per format; the format is recognized by the content of the file.
 
-To add a format, add a module to this package with a ``FORMAT``; nothing else needs to know. At most one format may
+To add a format, add a module to this package with a ``FORMAT``; no other file changes. At most one format may
 recognize a file, so their order does not matter.
 """
 
@@ -14,17 +14,17 @@ from cnnjax.types import UserError
 from cnnjax.weights.formats import mapped_zip
 from cnnjax.weights.formats.content import Content, Format, Signature
 
-_HEAD = 512  # bytes of a file that formats are told by
+_HEAD = 512  # bytes of a file by which formats are recognized
 
 
 def known() -> list[Format]:
-    """The formats of all modules of this package."""
+    """Formats of all modules of this package."""
     modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     return [module.FORMAT for module in modules if hasattr(module, "FORMAT")]
 
 
 def signature(path: Path) -> Signature:
-    """The beginning of a file, or what else its format is told by.
+    """Signature of a file, by which its format is recognized.
 
     Raises:
       UserError: the file cannot be read, or is a damaged zip archive.
@@ -41,7 +41,7 @@ def signature(path: Path) -> Signature:
 
 
 def recognized(path: Path) -> Format:
-    """The format of a file, or of a folder.
+    """Format of a file or a folder.
 
     Raises:
       UserError: no format recognizes it, or several do.
@@ -60,7 +60,7 @@ def recognized(path: Path) -> Format:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """The weights in a file, or in a folder that Orbax wrote.
+    """Opens the weights in a file, or in a folder that Orbax wrote.
 
     Raises:
       UserError: there is no such file, its format is unknown, or it is damaged or empty.

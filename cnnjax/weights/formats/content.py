@@ -1,4 +1,4 @@
-"""The contract of all formats: how a module recognizes its files, and the weights that it finds in one."""
+"""Contract of all formats: each recognizes its files, and gives the weights in one."""
 
 import mmap
 from collections.abc import Callable, Iterable, Mapping
@@ -11,13 +11,13 @@ import numpy as np
 
 
 class Tensor(NamedTuple):
-    """An array in a file, not read yet.
+    """Array in a file, not read yet.
 
     Attributes:
-      shape: of the array.
-      dtype: of the array in the file.
-      read: gives the values, perhaps as a read-only view of the mapped file, valid while the file is open; takes no
-        more memory than ``shape`` and ``dtype`` say, and raises UserError where the values are damaged.
+      shape: shape of the array.
+      dtype: type of the array in the file.
+      read: gives the values, perhaps as a read-only view of the mapped file, valid while the file is open; needs no
+        more memory than ``shape`` and ``dtype`` imply, and raises UserError where the values are damaged.
     """
 
     shape: tuple[int, ...]
@@ -26,10 +26,10 @@ class Tensor(NamedTuple):
 
 
 class Content(NamedTuple):
-    """The weights in a file.
+    """Weights in a file.
 
     Attributes:
-      names: whose names the keys are: "cnnjax" (``params/stem/conv/kernel``), "keras" (``conv1/kernel``) or "torch"
+      names: source of the keys' names: "cnnjax" (``params/stem/conv/kernel``), "keras" (``conv1/kernel``) or "torch"
         (``layer1.0.conv1.weight``).
       kind: name of the format in messages, such as "npz file".
       tensors: arrays by key, in the order of the file.
@@ -44,12 +44,12 @@ class Content(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """The beginning of a file, or what else its format is told by.
+    """Signature of a file or a folder, by which its format is recognized.
 
     Attributes:
-      path: of the file or folder.
-      head: its first 512 bytes; none of a folder.
-      entries: names in a zip archive; none of another file.
+      path: path of the file or folder.
+      head: first 512 bytes; empty for a folder.
+      entries: names in a zip archive; empty for another file.
     """
 
     path: Path
@@ -61,9 +61,9 @@ class Format(NamedTuple):
     """A format of files, declared as ``FORMAT`` by the module that reads it.
 
     Attributes:
-      name: of the format in messages, such as ".npz".
-      recognizes: tells from the signature whether a file has this format. Of all formats only one may say so, of
-        damaged files too.
+      name: name in messages, such as ".npz".
+      recognizes: signature → True for a file of this format. For any file, also a damaged one, at most one of all
+        formats may return True.
       opened: opens a file of this format; raises UserError where it is damaged.
     """
 
@@ -73,7 +73,7 @@ class Format(NamedTuple):
 
 
 def from_keys(kind: str, tensors: Mapping[str, Tensor]) -> Content:
-    """The content of a format that does not say whose names its keys are: their form tells.
+    """Content of a format that does not name the publisher: the form of the keys shows it.
 
     The prefix ``module.`` of torch's DataParallel is taken off, the counters ``num_batches_tracked`` are left out.
     """
@@ -89,6 +89,6 @@ def _names_of(keys: Iterable[str]) -> str:
 
 
 def mapped(path: Path) -> np.ndarray:
-    """The bytes of a file, uint8 [n], read-only; only those that somebody looks at are read from the disk."""
+    """Bytes of a file, uint8 [n], read-only; each is read from the disk when it is used."""
     with path.open("rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)

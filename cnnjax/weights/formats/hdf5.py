@@ -2,7 +2,7 @@
 
 The HDF5 library reads the structure; values are views of the mapped file. HDF5 has no checksums, so a flipped bit of a
 value goes unnoticed. The structure is checked for contradictions: no two arrays share bytes, none overlaps with
-structure, none was declared and never written, no link leaves the file.
+structure, each was written, and no link leaves the file.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _NUMBERS = {code: h5t.py_create(np.dtype(code)) for code in _CODES}
 
 
 class _File(io.RawIOBase):
-    """A mapped file for the HDF5 library to read from; notes the places of structure.
+    """Mapped file that the HDF5 library reads; notes which bytes are structure.
 
     Attributes:
       memory: all bytes of the file, uint8 [n].
@@ -67,15 +67,16 @@ class _File(io.RawIOBase):
         return size
 
     def note_header(self, address: int) -> None:
-        """Notes the header of an object; the library may have read more than that."""
+        """Notes the header of an object; the library may have read more than the header."""
         header = self.memory[address : address + _HEADER].tobytes()
-        if header[0] == 1:  # the format that says its size here
+        if header[0] == 1:  # the format that has its size here
             self.structure.add((address, address + _HEADER + int.from_bytes(header[8:12], "little")))
 
 
 def _check_heap(memory: np.ndarray) -> None:
-    """Walks over the objects of a global heap; ValueError if it is damaged: there the library loops for ever, or writes
-    past the end of a buffer.
+    """Walks over the objects of a global heap; raises ValueError if it is damaged.
+
+    On a damaged heap the library loops forever, or writes past the end of a buffer.
     """
     size = int.from_bytes(memory[8:16].tobytes(), "little")
     if not _HEAP_HEADER <= size <= len(memory):
@@ -92,13 +93,13 @@ def _check_heap(memory: np.ndarray) -> None:
 
 
 def recognizes(signature: Signature) -> bool:
-    """True for a file that begins as HDF5 does."""
+    """True for a file that begins with HDF5's signature."""
     return signature.head.startswith(MAGIC)
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """The weights in an HDF5 file by Keras.
+    """Opens the weights in an HDF5 file by Keras.
 
     Raises:
       UserError: it is damaged, not by Keras, or does not name its layers.
@@ -109,7 +110,7 @@ def opened(path: Path) -> Iterator[Content]:
 
 @contextlib.contextmanager
 def content(path: Path, memory: np.ndarray, kind: str, layers: Mapping[str, Layer]) -> Iterator[Content]:
-    """The weights in the bytes of an HDF5 file.
+    """Opens the weights in the bytes of an HDF5 file.
 
     Args:
       path: of the file, for messages.
@@ -147,7 +148,7 @@ def _objects(file: h5f.FileID, view: _File) -> tuple[dict[str, h5g.GroupID], dic
             it, where = h5o.open(group, name), f"{path}/{name.decode()}".lstrip("/")
             address = h5o.get_info(it).addr
             if address in seen or len(seen) > _MOST_OBJECTS:
-                raise ValueError(f"{where} is there under two names")
+                raise ValueError(f"{where} has two names")
             seen.add(address)
             view.note_header(address)
             if isinstance(it, h5g.GroupID):
@@ -161,7 +162,7 @@ def _objects(file: h5f.FileID, view: _File) -> tuple[dict[str, h5g.GroupID], dic
 
 
 def _names(group: h5g.GroupID) -> list[bytes]:
-    """The names in a group; ValueError if one is a link, or there twice."""
+    """Names in a group; ValueError if one is a link or occurs twice."""
     links: list[tuple[bytes, int]] = []
 
     def visit(name: bytes, info: Any) -> bool | None:
@@ -174,7 +175,7 @@ def _names(group: h5g.GroupID) -> list[bytes]:
             raise ValueError(f"{name.decode(errors='replace')[:80]} is a link to elsewhere, which Keras does not write")
     names = [name for name, _ in links]
     if len(set(names)) < len(names):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice")
     return names
 
 
@@ -186,7 +187,7 @@ def _tensor(name: str, dataset: h5d.DatasetID, memory: np.ndarray) -> Tensor:
     size, stored = math.prod(shape) * dtype.itemsize, dataset.get_storage_size()
     creation, start = dataset.get_create_plist(), dataset.get_offset() or 0
     if creation.get_layout() != h5d.CONTIGUOUS or creation.get_external_count():
-        # Compressed arrays among them: the file says much of their pieces that cannot be verified.
+        # Compressed arrays too: the file describes their pieces with many figures that cannot be verified.
         raise ValueError(f"the values of {name} are in pieces or in another file, which Keras does not write")
     if stored != size or (size and not 0 < start <= len(memory) - size):
         raise ValueError(f"{name} has {size} bytes, of which {stored} were written")
@@ -194,7 +195,7 @@ def _tensor(name: str, dataset: h5d.DatasetID, memory: np.ndarray) -> Tensor:
 
 
 def _dtype(name: str, kind: h5t.TypeID) -> np.dtype:
-    """The type of the numbers; ValueError for those that the library would convert without a word."""
+    """Type of the numbers; ValueError for types that the library would convert without notice."""
     for code, known in _NUMBERS.items():
         if kind.equal(known):
             return np.dtype(code)
@@ -204,7 +205,7 @@ def _dtype(name: str, kind: h5t.TypeID) -> np.dtype:
 
 
 def _check_places(datasets: Mapping[str, h5d.DatasetID], file: _File) -> None:
-    """ValueError if an array overlaps with another, or with structure: an address in the file is wrong."""
+    """Raises ValueError if an array overlaps with another or with structure: an address in the file is wrong."""
     found = [(it.get_offset(), it.get_storage_size()) for it in datasets.values()]
     spans = sorted((start, start + size) for start, size in found if start is not None)
     for (_, end), (start, _) in itertools.pairwise(spans):
@@ -239,7 +240,7 @@ def _weights(path: Path, file: h5f.FileID, view: _File, layers: Mapping[str, Lay
 
 
 def _layer(group: h5g.GroupID) -> str | None:
-    """The name of the layer that a group belongs to; None where the file does not say it, as in early Keras 3."""
+    """The name of the layer that a group belongs to; None where the file does not name it, as in early Keras 3."""
     if not h5a.exists(group, b"name"):
         return None
     kind = h5a.open(group, b"name")

@@ -23,7 +23,7 @@ def recognizes(signature: Signature) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """The weights of a saved model, whose configuration only tells the names of layers; the CRC-32 of both is verified.
+    """Opens the weights of a saved model; its configuration gives the names of layers; the CRC-32 of both is verified.
 
     Raises:
       UserError: it is damaged, or its weights are split over several files.
@@ -32,8 +32,8 @@ def opened(path: Path) -> Iterator[Content]:
     if SHARDS in archive.infos:
         raise UserError(f"{path} splits its weights over several files: save the model without max_shard_size")
     with ThreadPoolExecutor(1) as pool:
-        # The checksum takes as long as all the rest, so it is computed meanwhile. Where it is wrong, its error replaces
-        # any other: the cause is the damage.
+        # The checksum takes as long as all other work, so it is computed meanwhile. A wrong checksum replaces any other
+        # error, because the damage is its cause.
         checked = pool.submit(archive.read, WEIGHTS)
         try:
             with hdf5.content(path, archive.unchecked(WEIGHTS), ".keras file", _layers(archive)) as content:

@@ -1,7 +1,7 @@
 """Names of the arrays in Keras' files: every key is ``layer/weight``.
 
 The weights of a layer are ``kernel``, ``bias``; ``gamma``, ``beta``, ``moving_mean``, ``moving_variance``; or
-``depthwise_kernel``, ``pointwise_kernel``. A layer of a model inside a model goes by its own name alone.
+``depthwise_kernel``, ``pointwise_kernel``. A layer of a model inside a model has only its own name.
 """
 
 import re
@@ -71,8 +71,8 @@ def by_position(
     Args:
       file: for messages.
       shapes: path → shape of the array.
-      names: group → name of the layer; None where the file does not say it.
-      layers: group → layer, from the configuration (``layers_of``): the names that the file does not say.
+      names: group → name of the layer; None where the file does not name it.
+      layers: group → layer, from the configuration (``layers_of``), for names that the file lacks.
 
     Raises:
       UserError: nothing names a layer.
@@ -108,7 +108,7 @@ def _weights(where: str, shapes: list[Shape], layer: Layer | None) -> list[str]:
     else:
         names = ["kernel"] if count - vectors == 1 else ["depthwise_kernel", "pointwise_kernel"]
         names += ["bias"] * vectors
-    # A kind of layer that no model here has: no rule asks for a number, so the error lists these weights as left over.
+    # No model here has this kind of layer. No rule asks for a number, so the error lists these weights as left over.
     return names if len(names) == count else [str(i) for i in range(count)]
 
 
@@ -130,7 +130,7 @@ def _snake_case(name: str) -> str:
 
 
 def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The (key, path) pairs as a dict; ValueError if a key is there twice."""
+    """The (key, path) pairs as a dict; ValueError if a key occurs twice."""
     keys: dict[str, str] = {}
     for key, path in pairs:
         if key in keys:

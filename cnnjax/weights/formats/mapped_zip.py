@@ -19,10 +19,10 @@ _ZIP64 = 0xFFFFFFFF  # stands for a size that the zip64 field holds
 
 
 class _Frugal(io.FileIO):
-    """A file that refuses to be read in large pieces."""
+    """File that refuses to be read in large pieces."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        # zipfile reads the directory in one piece, and needs twenty times its size for the objects that it makes of it.
+        # zipfile reads the directory in one piece, and makes objects from it that take twenty times as much memory.
         if size and size > MAX_DIRECTORY:
             raise zipfile.BadZipFile(f"a directory of {size} bytes")
         return super().read(size)

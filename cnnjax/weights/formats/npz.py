@@ -15,18 +15,18 @@ from cnnjax.weights.formats.content import Content, Format, Signature, Tensor, f
 from cnnjax.weights.formats.mapped_zip import MappedZip
 
 _SUFFIX = ".npy"
-_HEADER = 1000  # bytes, the most that a header may have; NumPy writes some 120
+_HEADER = 1000  # bytes that a header may have at most; NumPy writes about 120
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def recognizes(signature: Signature) -> bool:
-    """True for a zip archive of nothing but arrays."""
+    """True for a zip archive that has only arrays."""
     return bool(signature.entries) and all(name.endswith(_SUFFIX) for name in signature.entries)
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """The arrays by the names that ``savez`` was given; the CRC-32 of each is verified when it is read.
+    """Opens the arrays, by the names given to ``savez``; the CRC-32 of each is verified when it is read.
 
     Raises:
       UserError: the file is damaged, or holds pickled objects, which are not read.

@@ -32,9 +32,9 @@ def recognizes(signature: Signature) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """The weights in the newest checkpoint of a run, in one checkpoint, or in variables that Orbax saved.
+    """Opens the weights in the newest checkpoint of a run, in one checkpoint, or in variables that Orbax saved.
 
-    From a run those that evaluation uses are taken, the moving average if there is one; their CRC-32 is verified.
+    From a run the weights that evaluation uses are taken: the moving average if there is one. Their CRC-32 is verified.
 
     Raises:
       UserError: the folder is damaged, or holds no checkpoint.
@@ -96,7 +96,7 @@ def _place(path: tuple[Any, ...]) -> Place:
 
 
 def _places(flat: Mapping[Place, Any], sums: Mapping[str, int]) -> dict[str, Place]:
-    """Key → place in the tree; in the state of a run, of the weights that evaluation uses."""
+    """Key → place in the tree; in the state of a run only the weights that evaluation uses."""
     if not sums:
         return {"/".join(place): place for place in flat}
     roots = ("ema",) if any(name.startswith(".ema[") for name in sums) else ("params", "model_state")
@@ -108,12 +108,12 @@ def _places(flat: Mapping[Place, Any], sums: Mapping[str, int]) -> dict[str, Pla
 
 
 def _noted(place: Place) -> str:
-    """The name of a place in the state, as the checksums have it."""
+    """Name of a place in the state among the checksums."""
     return f".{place[0]}" + "".join(f"[{name!r}]" for name in place[1:])
 
 
 class _Reader:
-    """Reads all arrays when the first is asked for: one by one takes far longer."""
+    """Reads all arrays when the first is asked for: reading them one by one takes far longer."""
 
     def __init__(self, folder: Path, tree: PyTree, places: Mapping[str, Place], sums: Mapping[str, int]) -> None:
         self.folder, self.tree, self.places, self.sums = folder, tree, places, sums
@@ -138,7 +138,7 @@ class _Reader:
             arrays = {key: functools.reduce(operator.getitem, place, restored) for key, place in self.places.items()}
             for key, place in self.places.items():
                 if self.sums and zlib.crc32(np.ascontiguousarray(arrays[key]).data) != self.sums[_noted(place)]:
-                    raise ValueError(f"{key} has another checksum than it was written with")
+                    raise ValueError(f"{key} has another checksum than when it was written")
         # Orbax raises any kind of exception, see ``opened``.
         except Exception as error:
             raise _damaged(self.folder, error) from error

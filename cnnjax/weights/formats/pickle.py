@@ -1,7 +1,7 @@
 """Pickles of plain containers and torch tensors, read without running any code that they name.
 
 Python's own unpickler calls every function that a file names. Here all opcodes are inspected first; then they build
-containers, and descriptions of tensors, and call nothing.
+only containers and descriptions of tensors, and call nothing.
 """
 
 import mmap
@@ -36,12 +36,12 @@ _ORDERED_DICT, _PARAMETER = "collections OrderedDict", "torch._utils _rebuild_pa
 _TENSOR = {"torch._utils _rebuild_tensor": 4, "torch._utils _rebuild_tensor_v2": 6}
 _UNKNOWN = "any opcode that is not known"
 GLOBALS = frozenset({*STORAGES, *_TENSOR, _ORDERED_DICT, _PARAMETER})
-_KEYS = (str, int, float, bool, type(None))  # cheap to hash: nested tuples can take for ever
+_KEYS = (str, int, float, bool, type(None))  # cheap to hash: nested tuples can take forever
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """``numel`` values, one after the other, that the file holds under ``key``."""
+    """Storage of ``numel`` values, one after the other, which the file holds under ``key``."""
 
     dtype: np.dtype
     key: str
@@ -50,7 +50,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class TorchTensor:
-    """A tensor as the file describes it: elements of a storage; ``offset`` and ``stride`` are counted in elements."""
+    """Description of a tensor in a file: elements of a storage; ``offset`` and ``stride`` are counted in elements."""
 
     storage: Storage
     offset: int
@@ -66,7 +66,7 @@ class Global:
 
 
 def load(file: IO[bytes] | mmap.mmap, path: Path) -> tuple[Any, Mapping[str, Storage]]:
-    """The object in the next pickle of ``file``, and all storages that it mentions, by key.
+    """Reads the next pickle of ``file``: its object, and all storages that it mentions, by key.
 
     Dicts and OrderedDicts become dicts; tensors and parameters become TorchTensor, not yet compared with the data of
     their storages. The position of ``file`` is then the end of the pickle.
@@ -89,7 +89,7 @@ def _scanned(file: IO[bytes] | mmap.mmap, path: Path) -> list[tuple[str, Any]]:
             if opcode.name in ("GLOBAL", "INST"):
                 _known(path, arg)
             if opcode.name not in _ACTIONS:
-                # The machine refuses it, after a STACK_GLOBAL before it: the message then has the name asked for.
+                # The machine refuses it, but a STACK_GLOBAL before it first: the message then has the name asked for.
                 return [*opcodes, (_UNKNOWN, f"uses the opcode {opcode.name} at byte {at}")]
             if len(opcodes) == MAX_OPCODES:
                 raise _refused(path, f"has more than {MAX_OPCODES:,} opcodes")
@@ -120,7 +120,7 @@ def _damaged(path: Path, why: object) -> UserError:
     return UserError(f"{path} holds a damaged pickle ({str(why)[:120]}): fetch it again")
 
 
-def _natural(*values: Any) -> bool:
+def _are_counts(*values: Any) -> bool:
     return all(type(value) is int and value >= 0 for value in values)
 
 
@@ -152,15 +152,15 @@ class _Machine:
         self.outer.append(self.stack)
         self.stack = []
 
-    def marked(self) -> list[Any]:
+    def pop_marked(self) -> list[Any]:
         """Takes all values above the last mark from the stack, and the mark."""
         values, self.stack = self.stack, self.outer.pop()
         return values
 
-    def taken(self, count: int) -> tuple[Any, ...]:
+    def pop(self, count: int) -> tuple[Any, ...]:
         return tuple([self.stack.pop() for _ in range(count)][::-1])
 
-    def into(self, kind: type) -> Any:
+    def container(self, kind: type) -> Any:
         """The container on top of the stack, which stays there; UserError if it is of another kind."""
         if type(self.stack[-1]) is not kind:
             raise _refused(self.path, f"adds to a {type(self.stack[-1]).__name__} as if to a {kind.__name__}")
@@ -173,10 +173,10 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
     def extend(self, values: Iterable[Any]) -> None:
-        self.into(list).extend(values)
+        self.container(list).extend(values)
 
     def update(self, values: list[Any]) -> None:
-        target = self.into(dict)
+        target = self.container(dict)
         if len(values) % 2:
             raise _damaged(self.path, "a key without a value")
         for key, value in zip(values[::2], values[1::2], strict=True):
@@ -184,16 +184,16 @@ class _Machine:
 
     def fill(self, target: dict[Any, Any], key: Any, value: Any) -> None:
         self.filled += 1
-        if self.filled > MAX_OPCODES:  # few opcodes can make one list into many dicts
+        if self.filled > MAX_OPCODES:  # a few opcodes can turn one list into many dicts
             raise _refused(self.path, f"has more than {MAX_OPCODES:,} keys")
         if type(key) not in _KEYS:
             raise _refused(self.path, f"has a {type(key).__name__} as a key")
         if key in target:
-            raise _damaged(self.path, f"the key {str(key)[:80]!r} is there twice")
+            raise _damaged(self.path, f"the key {str(key)[:80]!r} occurs twice")
         target[key] = value
 
     def stack_global(self, _: Any) -> None:
-        module, name = self.taken(2)
+        module, name = self.pop(2)
         if type(module) is not str or type(name) is not str:
             raise _damaged(self.path, "a global without a name")
         self.push(_known(self.path, f"{module} {name}"))
@@ -205,7 +205,7 @@ class _Machine:
                 pass
             case other:
                 raise _refused(self.path, f"refers to a {_kind(other)} outside its pickle")
-        if name not in STORAGES or not _natural(numel):
+        if name not in STORAGES or not _are_counts(numel):
             raise _refused(self.path, f"refers to data that is no storage ({_shown(name)})")
         found = Storage(STORAGES[name], key, numel)
         if self.storages.setdefault(key, found) != found:
@@ -213,7 +213,7 @@ class _Machine:
         self.push(found)
 
     def reduce(self, _: Any) -> None:
-        function, args = self.taken(2)
+        function, args = self.pop(2)
         name = function.name if type(function) is Global else f"a {type(function).__name__}"
         if type(args) is not tuple:
             raise _damaged(self.path, f"{name} is called without arguments")
@@ -240,7 +240,7 @@ class _Machine:
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any) -> TorchTensor:
         plain = type(storage) is Storage and type(size) is tuple and type(stride) is tuple
-        if not plain or len(size) != len(stride) or len(size) > MAX_DIMS or not _natural(offset, *size, *stride):
+        if not plain or len(size) != len(stride) or len(size) > MAX_DIMS or not _are_counts(offset, *size, *stride):
             raise _damaged(self.path, "a tensor that is not described by a storage and whole numbers")
         return TorchTensor(storage, offset, size, stride)
 
@@ -248,7 +248,7 @@ class _Machine:
         """Drops the attributes of a state dict: ``_metadata``, the versions of its layers."""
         if type(self.stack.pop()) is not dict:
             raise _refused(self.path, "sets a state that is not a dict")
-        self.into(dict)
+        self.container(dict)
 
 
 def _kind(value: Any) -> str:
@@ -275,14 +275,14 @@ _ACTIONS: dict[str, _Action] = {
     "EMPTY_LIST": lambda machine, _: machine.push([]),
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),
     "MARK": _Machine.mark,
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.marked())),
-    "TUPLE1": lambda machine, _: machine.push(machine.taken(1)),
-    "TUPLE2": lambda machine, _: machine.push(machine.taken(2)),
-    "TUPLE3": lambda machine, _: machine.push(machine.taken(3)),
-    "APPEND": lambda machine, _: machine.extend(machine.taken(1)),
-    "APPENDS": lambda machine, _: machine.extend(machine.marked()),
-    "SETITEM": lambda machine, _: machine.update(list(machine.taken(2))),
-    "SETITEMS": lambda machine, _: machine.update(machine.marked()),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_marked())),
+    "TUPLE1": lambda machine, _: machine.push(machine.pop(1)),
+    "TUPLE2": lambda machine, _: machine.push(machine.pop(2)),
+    "TUPLE3": lambda machine, _: machine.push(machine.pop(3)),
+    "APPEND": lambda machine, _: machine.extend(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.extend(machine.pop_marked()),
+    "SETITEM": lambda machine, _: machine.update(list(machine.pop(2))),
+    "SETITEMS": lambda machine, _: machine.update(machine.pop_marked()),
     **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put),
     "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
     **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, index: machine.push(machine.memo[index])),

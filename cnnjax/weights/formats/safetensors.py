@@ -38,7 +38,7 @@ def recognizes(signature: Signature) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """The weights in a file of any publisher, or of ``weights.save``, whose checksum of the values is verified.
+    """Opens the weights in a file of any publisher, or of ``weights.save``, whose checksum of the values is verified.
 
     Raises:
       UserError: the file is damaged, or has values of a type that NumPy lacks.

@@ -1,6 +1,6 @@
 """Files of ``torch.save``, in its zip format and in the legacy one before it, read without torch.
 
-Both hold a pickle that describes the tensors, and the storages with their values. The CRC-32 of zip entries is
+Each holds a pickle that describes the tensors, and the storages with their values. The CRC-32 of zip entries is
 verified; the legacy format has no checksums, so a flipped bit of a value goes unnoticed there.
 """
 
@@ -49,7 +49,7 @@ def _is_tar(head: bytes) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """A state dict that torch saved, by itself or under "state_dict" or "model" of a dict.
+    """Opens a state dict that torch saved, by itself or under "state_dict" or "model" of a dict.
 
     The prefix ``module.`` of DataParallel is taken off; ``num_batches_tracked`` is left out.
 
@@ -101,7 +101,7 @@ def _tensor(path: Path, key: str, it: TorchTensor, fetch: Fetch) -> Tensor:
 
 
 def _fits(it: TorchTensor) -> bool:
-    """True if all elements lie in the storage, and no two at one place: else a small file could claim all memory."""
+    """True if all elements lie in the storage, each at its own place: else a small file could claim all memory."""
     if 0 in it.size:
         return math.prod(n or 1 for n in it.size) < 1 << 31
     last = 0
@@ -134,7 +134,7 @@ def _legacy_data(
     path: Path, memory: np.ndarray, at: int, keys: Any, storages: Mapping[str, Storage]
 ) -> dict[str, np.ndarray]:
     """The bytes of each storage, in the order of ``keys``; they begin at byte ``at`` and end with the file."""
-    # Texts only, or sorting may fail; sorted lists differ where a key is missing, too many or there twice.
+    # Only texts, or sorting may fail; the sorted lists differ where a key is missing, is not wanted or occurs twice.
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
         raise UserError(
             f"{path} lists other storages than the {len(storages)} that its tensors have: damaged, fetch it again"

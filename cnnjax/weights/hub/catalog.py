@@ -1,6 +1,6 @@
 """Catalog of published weights for our models: URL and checksum, preparation of images, accuracy.
 
-Accuracies are percent of ImageNet's 50,000 validation images, one crop, as ``source`` states them; we measured none.
+Accuracies are percent of ImageNet's 50,000 validation images, one crop, as ``source`` states them, not measured here.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Published:
-    """A file of weights that its publisher offers for download."""
+    """File of weights that its publisher offers for download."""
 
     tag: str
     """Name of the entry: our model and the publisher, such as ``resnet50.keras``."""
@@ -21,7 +21,7 @@ class Published:
     """Name of our model, one of ``models.names()``."""
     url: str
     file: str
-    """Name in the cache: the publisher's own, unless that says nothing."""
+    """Name in the cache: the publisher's own, unless that does not identify the file."""
     source: str
     """Publication that states the accuracy."""
     image_size: int
@@ -38,11 +38,11 @@ class Published:
     classes: int = 1000
     """Number of classes: ImageNet's, in the order of ``imagenet_class_index.json``."""
     sha256: str | None = None
-    """Checksum in hexadecimal, or its beginning where the publisher states no more."""
+    """SHA-256 in hexadecimal, or its beginning where the publisher states no more."""
     md5: str | None = None
-    """Checksum in hexadecimal, where the publisher states this one."""
+    """MD5 in hexadecimal, where the publisher states it."""
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Fields of our model with which it computes the same as the publisher's."""
+    """Fields with which our model gives the results of the publisher's."""
 
     def __post_init__(self) -> None:
         # Read-only, because every call of ``published`` gives the same entries.

@@ -1,6 +1,6 @@
 """Verification of files by published checksums; a file that has not changed since is not read again.
 
-A note per verified file, with its checksum and state, lies in ``.verified`` in the cache.
+A note per verified file, with its checksum and state, is in ``.verified`` in the cache.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ def cache_folder() -> Path:
 
 
 def mismatch(path: Path, entry: Published) -> str | None:
-    """A message if the file has another checksum than the entry, or, where that states none, than when downloaded."""
+    """Message if the checksum is not the entry's or, where that has none, not that of the download; else None."""
     note = read_json(_note(path))
     expected = entry.digest or note.get("digest")
     if expected is None:
@@ -55,7 +55,7 @@ def remember(path: Path, digest: str, state: list[int] | None = None) -> None:
 
 
 def _state(path: Path) -> list[int]:
-    """Figures that change whenever the file does."""
+    """Figures of the file that change whenever it changes."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 

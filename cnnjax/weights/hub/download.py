@@ -1,7 +1,7 @@
-"""Downloads of published files into the cache: resumed where they broke off, verified, and renamed when whole.
+"""Downloads of published files into the cache: resumed where they broke off, verified, and renamed when complete.
 
-While a file is downloaded it is called ``….part``; ``….part.json`` beside it names the version of the file that it is
-the beginning of.
+During the download a file is called ``….part``; ``….part.json`` beside it describes the version of the published file
+whose first bytes it has.
 """
 
 import base64
@@ -28,7 +28,7 @@ from cnnjax.weights.hub import checksum
 from cnnjax.weights.hub.catalog import Published, published
 
 TRIES = 5
-WAIT = 1.0  # seconds before the second try, twice as many before each further one
+WAIT = 1.0  # seconds before the second try, doubled before each further one
 TIMEOUT = 30.0  # seconds without an answer
 CHUNK = 1 << 20  # bytes
 _RETRIED = {408, 416, 425, 429, 500, 502, 503, 504}  # HTTP statuses with which a later request may succeed
@@ -40,7 +40,7 @@ def by_file_name(name: str) -> Published | None:
 
 
 def cached(entry: Published, progress: bool = True) -> Path:
-    """The path of the entry's file in the cache; it is downloaded if it is not there, and verified in any case.
+    """Path of the entry's file in the cache; it is downloaded if it is not there, and always verified.
 
     Two processes never download the same file at once: the second waits. The next call resumes a download that broke
     off with the connection or the process.
@@ -72,7 +72,7 @@ def verify(path: Path, entry: Published) -> None:
     """Verifies the checksum of a file, once: a file that has not changed since is not read again.
 
     Raises:
-      UserError: the file is another, or damaged.
+      UserError: it is another file, or damaged.
     """
     if (wrong := checksum.mismatch(path, entry)) is not None:
         raise UserError(f"{wrong}: fetch it again from {entry.url}; if it is a file of your own, give it another name")
@@ -91,7 +91,7 @@ def _download(entry: Published, path: Path, progress: bool) -> None:
                     f"{entry.tag}: cannot download {entry.url} ({_cause(error)}): "
                     f"try again, or fetch it elsewhere and put it at {path}"
                 ) from error
-            if isinstance(error, urllib.error.HTTPError) and error.code == 416:  # no such range: begin anew
+            if isinstance(error, urllib.error.HTTPError) and error.code == 416:  # no such range: begin again
                 _about(part).unlink(missing_ok=True)
         time.sleep(WAIT * 2**i)
     expected = entry.digest or checksum.read_json(_about(part)).get("stated")
@@ -110,7 +110,7 @@ def _download(entry: Published, path: Path, progress: bool) -> None:
 
 
 def _fetch(url: str, part: Path, progress: bool) -> None:
-    """Requests the bytes that ``part`` lacks; it is whole when this returns.
+    """Requests the bytes that ``part`` lacks; it is complete when this returns.
 
     Raises:
       OSError, HTTPException: the network failed.
@@ -120,7 +120,7 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
     if size and size == about["length"]:
         return
     headers = {"User-Agent": "cnnjax"}
-    if size:  # a server that has another version by now sends the whole of that
+    if size:  # a server that now has another version sends all of that one
         headers |= {"Range": f"bytes={size}-", "If-Range": about["version"]}
     redirects = _Redirects()
     request = urllib.request.Request(url, headers=headers)
@@ -151,7 +151,7 @@ def _copy(response: http.client.HTTPResponse, part: Path, size: int, about: dict
     )
     with file, bar:
         _check_room(part, (length or 0) - size)
-        while data := response.read1(CHUNK):  # returns what has arrived, so that little is lost with the process
+        while data := response.read1(CHUNK):  # returns the bytes so far, so that few are lost with the process
             with _disk_errors(part):
                 file.write(data)
             size += len(data)
@@ -169,7 +169,7 @@ def _about(part: Path) -> Path:
 
 
 def _begun(url: str, part: Path) -> tuple[int, dict[str, Any]]:
-    """The number of bytes of ``part`` that can be kept, and the description of the file that they begin."""
+    """Number of bytes of ``part`` that can be kept, and the description of the file whose first bytes they are."""
     about, size = checksum.read_json(_about(part)), part.stat().st_size if part.is_file() else 0
     usable = about.get("url") == url and isinstance(about.get("version"), str) and isinstance(about.get("length"), int)
     return (size, about) if usable and size <= about["length"] else (0, about)
@@ -218,7 +218,7 @@ def _is_temporary(error: Exception) -> bool:
 
 
 def _cause(error: Exception) -> str:
-    """A line about an error of the network."""
+    """One line that describes an error of the network."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     text = str(error.reason if isinstance(error, urllib.error.URLError) else error)
@@ -230,7 +230,7 @@ def _cause(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits until no other process downloads this file. The system unlocks it however a process ends."""
+    """Waits until no other process downloads this file. The system removes the lock when a process ends in any way."""
     lock = path.with_name(f".{path.name}.lock")
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

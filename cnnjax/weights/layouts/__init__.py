@@ -1,8 +1,8 @@
-"""The layouts of others' files: how Keras, torchvision and timm name and arrange the weights of our models.
+"""Layouts of other publishers' files: names and order of our models' weights by Keras, torchvision and timm.
 
 One family per file, each with a table ``LAYOUTS``: name of a model's class → name of the layout → layout. The name of a
 layout begins with "keras" where the file's keys are Keras', else they are torch's. To add a family, add a file with a
-table; nothing else needs to know.
+table; no other file changes.
 """
 
 import functools
@@ -18,18 +18,18 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Layout(NamedTuple):
-    """The names and the order of the weights in somebody else's files of one of our models.
+    """Names and order of the weights of one of our models in another publisher's files.
 
     Attributes:
       keys: (regular expression of a module's path, template of their name for it); the first that matches all of the
         path counts. In a template ``{1}`` is a group, ``{1+1}`` and ``{2-1}`` its number with one more or less. Keras:
-        the layer, or ``layer:weight`` where one of their layers is two of ours. torch: what comes before ``.weight``.
+        the layer, or ``layer:weight`` where one of their layers is two of ours. torch: the key without ``.weight``.
       epsilon: the epsilon of their BatchNorm.
-      fields: fields that the model must have, or it computes something else with these weights.
+      fields: values of fields that the model must have to compute with these weights what the publisher's model does.
       absent: leaves that they leave out, and the constant that each stands for, such as ``{"scale": 1.0}``.
       flat: torch: path of a dense layer after a flattened feature map → (channels, height, width) of that map, the
         order in which torch flattens it.
-      unused: regular expression of the file's keys that a model without auxiliary heads has no use for.
+      unused: regular expression of the file's keys that a model without auxiliary heads does not use.
     """
 
     keys: tuple[tuple[str, str], ...]
@@ -56,8 +56,8 @@ def tables() -> dict[str, Mapping[str, Layout]]:
     return found
 
 
-def of(model: linen.Module) -> Mapping[str, Layout]:
-    """The layouts of files that hold weights of ``model``, by name; empty for a class that no table has.
+def for_model(model: linen.Module) -> Mapping[str, Layout]:
+    """Layouts of files with weights of ``model``, by name; empty for a class that no table has.
 
     A subclass without a table of its own has its parent's.
     """

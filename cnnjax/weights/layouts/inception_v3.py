@@ -20,7 +20,7 @@ _MODULES = {
 
 
 def _layers() -> Iterator[str]:
-    """The convolutions with BatchNorm, in the order in which Keras makes, and so numbers, them."""
+    """Convolutions with BatchNorm, in the order in which Keras creates and therefore numbers them."""
     yield from (f"conv{i}" for i in range(1, 6))
     yield from (f"{module}/{layer}" for module, layers in _MODULES.items() for layer in layers)
 

@@ -50,7 +50,7 @@ _STAGES = (
 
 
 def _layers() -> Iterator[str]:
-    """Those convolutions in the order in which Keras makes, and so numbers, them."""
+    """Convolutions with BatchNorm of Inception-ResNet-v2, in the order in which Keras creates and so numbers them."""
     for stage, blocks, inner, branches in _STAGES:
         for block in [stage] if blocks == 1 else [f"{stage}_{i + 1}" for i in range(blocks)]:
             for i, convs in enumerate(branches, start=1):

@@ -27,7 +27,7 @@ _KERAS_V2 = Layout(
     ),
     epsilon=1.001e-5,
 )
-# The files on keras.io are from when Keras called the head so.
+# The files on keras.io are older: Keras called the head so then.
 _KERAS_IO, _KERAS_IO_V2 = (x._replace(keys=((r"head/dense", "probs"), *x.keys[:-1])) for x in (_KERAS, _KERAS_V2))
 # torchvision's, and timm's ResNet and SE-ResNet.
 _TORCH = Layout(

@@ -5,7 +5,7 @@ from cnnjax.weights.layouts import Layout
 # Separable convolutions of each block with a shortcut.
 _BLOCKS = {"entry1": 2, "entry2": 2, "entry3": 2, **{f"middle{i}": 3 for i in range(1, 9)}, "exit1": 2}
 _PROJECTED = ("entry1", "entry2", "entry3", "exit1")  # with a convolution on the shortcut
-# In the order in which Keras makes, and so numbers, what has a BatchNorm.
+# Layers with BatchNorm, in the order in which Keras creates and therefore numbers them.
 _LAYERS = (
     "stem1",
     "stem2",

@@ -1,6 +1,6 @@
 """The loop that every training script shares: resume, train, log, save, stop on request.
 
-A script drives it and keeps what is its own, evaluation, in its hands::
+A script drives it and evaluates each epoch itself::
 
     for epoch in fit.epochs(plan, variables, batches, mesh, run, settings):
         epoch.report(scores(epoch.variables), best="valid/accuracy")
@@ -24,14 +24,14 @@ from cnnjax.types import Batch, PyTree
 
 @dataclass(frozen=True)
 class Settings:
-    """How often a run writes.
+    """Rhythm of a run: logging, checkpoints, patience.
 
     Attributes:
       batch_size: images in the global batch, for the images/s shown.
       log_every: steps between lines of training metrics.
       checkpoint_every: steps between checkpoints within an epoch; 0: only after each epoch.
       keep_last: newest checkpoints kept, beside the best one.
-      patience: the run ends after so many epochs of its last phase without a better score than any before; 0: never.
+      patience: epochs of the last phase without a better score than all before, after which the run ends; 0: never.
     """
 
     batch_size: int
@@ -48,7 +48,7 @@ class Epoch:
     Attributes:
       index: epochs done.
       step: updates done.
-      variables: to evaluate (the moving average, if the plan keeps one).
+      variables: values to evaluate (the moving average, if the plan keeps one).
     """
 
     index: int
@@ -59,7 +59,7 @@ class Epoch:
     score: float | None = None
 
     def report(self, scores: Mapping[str, float], best: str) -> None:
-        """Hands over the evaluation; the checkpoint with the highest ``scores[best]`` is kept."""
+        """Records the scores of the epoch; the checkpoint with the highest ``scores[best]`` is kept."""
         self.scores, self.score = dict(scores), scores[best]
 
 
@@ -84,14 +84,14 @@ def epochs(
         checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", run.config, keep_last=settings.keep_last)
         closing.callback(checkpoints.close)
         restored = checkpoints.restore(lambda step: train.abstract_state(plan, variables, mesh, step))
-        start, state = restored or (0, sharding.replicate(train.init_state(plan, variables), mesh))
+        start, state = restored or (0, sharding.place(train.init_state(plan, variables), mesh))
         run.start(start)
         bar = report.Progress(plan.total_steps, settings.batch_size, start)
         closing.callback(bar.close)
         if restored:
             bar.say(f"resuming {run.dir} at step {start} of {plan.total_steps}")
         log = _Log(plan, run, bar, settings)
-        # Asked twice about a step, it must answer the same.
+        # It must give the same answer when it is asked twice about a step.
         stopped = functools.lru_cache(maxsize=1)(functools.partial(_stopped, stop))
 
         def interrupt(step: int) -> bool:
@@ -153,9 +153,9 @@ class _Log:
         phase, start = self.plan.phase_of(step - 1)
         rates = optim.rates(phase, step - 1 - start)
         named = {"rate": next(iter(rates.values()))} if len(rates) == 1 else {f"rate {k}": v for k, v in rates.items()}
-        accuracy = {"train/accuracy": float(metrics["correct"] / metrics["count"])} if "correct" in metrics else {}
-        figures = {"train/loss": loss, **accuracy, "grad_norm": float(metrics["grad_norm"]), **named}
-        self.run.log(step, figures)
+        # The loss that is minimized, auxiliary heads included, in place of the task's.
+        found = {f"train/{name}": value for name, value in self.plan.task.figures(metrics["sums"], {}).items()}
+        self.run.log(step, {**found, "train/loss": loss, "grad_norm": float(metrics["grad_norm"]), **named})
         self.run.board(step, {"speed/images_per_second": self.bar.images_per_second})
 
     def epoch(self, epoch: Epoch) -> None:

@@ -48,7 +48,7 @@ def split_rows(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, tree: PyTree) -> PyTree:
-    """The one rule that says how the arrays of a state, or of a model's variables, lie on the mesh: all replicated.
+    """Shardings of a state's arrays, or of a model's variables: the one rule is that all are replicated.
 
     Args:
       tree: arrays or ``jax.ShapeDtypeStruct``.
@@ -62,21 +62,15 @@ def state_sharding(mesh: Mesh, tree: PyTree) -> PyTree:
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
     """Copies host or device arrays to the mesh, each as ``state_sharding`` says.
 
-    Always a copy, so that the result may be donated. Of a host array every process must hold all values.
+    The result is always a copy, so that it may be donated. Every process must hold all values of a host array.
     """
 
     def put(x: Array, where: NamedSharding) -> jax.Array:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-            return jax.jit(jnp.copy, out_shardings=where)(x)  # no process holds all of it
+            return jax.jit(jnp.copy, out_shardings=where)(x)  # no process holds the whole array
         return jax.make_array_from_process_local_data(where, np.array(x), np.shape(x))
 
     return jax.tree.map(put, tree, state_sharding(mesh, tree))
-
-
-def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copies host or device arrays to every device; always a copy, so that the result may be donated."""
-    sharding = replicated(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.array(x), np.shape(x)), tree)
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:

@@ -1,7 +1,7 @@
-"""The training step, the evaluation step, and the epochs that a script drives.
+"""Training step, evaluation step, and the epochs that a script iterates over.
 
-The state is one flat pytree; model, loss and optimizer are closed over by a ``Plan``. The step at s sees the batch of
-(seed, s) and the key of (seed, s), so a run that is killed and resumed is bit for bit the unbroken one.
+The state is one flat pytree; task and optimizer are closed over by a ``Plan``. The step at s sees the batch of
+(seed, s) and the key of (seed, s), so a run that is killed and resumed is bit for bit equal to one without a break.
 """
 
 from collections import deque
@@ -18,10 +18,7 @@ from flax import linen, struct
 from jax.sharding import Mesh
 
 from cnnjax import compiler, nn, optim, sharding
-from cnnjax.types import Array, Batch, Key, PyTree, UserError
-
-Sums = Mapping[str, Array]
-LossFn = Callable[[PyTree, Batch, Key], tuple[Array, tuple[PyTree, Sums]]]
+from cnnjax.types import Array, Batch, Key, PyTree, Rows, Sums, Task, UserError
 
 
 @struct.dataclass
@@ -32,7 +29,7 @@ class TrainState:
       step: int32, updates done since the start of the run.
       params: the model's parameters.
       model_state: its other collections (``{"batch_stats": …}`` or ``{}``).
-      opt_state: of the phase that ``step`` lies in, over that phase's trainable parameters.
+      opt_state: optimizer state over the trainable parameters of the phase that ``step`` lies in.
       ema: exponential moving average of params and model_state as one dict, or None.
     """
 
@@ -44,28 +41,28 @@ class TrainState:
 
     @property
     def variables(self) -> PyTree:
-        """What to evaluate: the average where there is one, else the current values."""
+        """Variables to evaluate: the moving average where there is one, else the current values."""
         return {"params": self.params, **self.model_state} if self.ema is None else self.ema
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run computes, closed over by its steps.
+    """Computation of a run, closed over by its steps.
 
     Attributes:
-      loss_fn: (variables, batch, key) → (mean loss, (new model_state, sums of metrics with their ``count``)).
-      phases: in order.
+      task: its loss is minimized, its figures are logged.
+      phases: phases of the run, in order.
       optimizer: schedule → optimizer, e.g. ``optim.sgd(0.9)``.
       steps_per_epoch: optimizer steps.
-      seed: of augmentation and dropout.
+      seed: seed of augmentation and dropout.
       augment: (key, batch) → batch, inside the step, on the device.
       clip_norm: global L2 norm that gradients are clipped to.
-      accumulate: the batch is computed in so many parts, one after the other, for one update.
-      ema_decay: per step, e.g. 0.999.
+      accumulate: number of parts in which the batch is computed, one after the other, for one update.
+      ema_decay: decay of the moving average per step, e.g. 0.999.
       remat: recompute all but convolutions and matrix products in the backward pass: less memory, more time.
     """
 
-    loss_fn: LossFn
+    task: Task
     phases: tuple[optim.Phase, ...]
     optimizer: optim.MakeOptimizer
     steps_per_epoch: int
@@ -89,7 +86,7 @@ class Plan:
 
 
 def init_state(plan: Plan, variables: PyTree, step: int = 0) -> TrainState:
-    """A state with fresh optimizer state for the phase at ``step``; traceable, so that shapes come from it too."""
+    """State with fresh optimizer state for the phase at ``step``; traceable, so that it also gives the shapes."""
     params, model_state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     phase, _ = plan.phase_of(step)
     trainable, _ = optim.split(params, phase.rules)
@@ -99,14 +96,14 @@ def init_state(plan: Plan, variables: PyTree, step: int = 0) -> TrainState:
 
 
 def abstract_state(plan: Plan, variables: PyTree, mesh: Mesh, step: int) -> TrainState:
-    """Shapes, dtypes and shardings of the state at ``step``: what a checkpoint is read into."""
+    """Shapes, dtypes and shardings of the state at ``step``, into which a checkpoint is read."""
     shapes = jax.eval_shape(lambda v: init_state(plan, v, step), variables)
-    where = sharding.replicated(mesh)
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes)
+    where = sharding.state_sharding(mesh, shapes)
+    return jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
 
 
 def _frozen_in_inference_mode(frozen: frozenset[str]) -> Callable:
-    """Interceptor: a frozen BatchNorm uses, and keeps, its running statistics whatever ``train`` says."""
+    """Interceptor: a frozen BatchNorm uses and keeps its running statistics, also where ``train`` is True."""
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: linen.module.InterceptorContext) -> Any:
         layer = context.module
@@ -118,7 +115,7 @@ def _frozen_in_inference_mode(frozen: frozenset[str]) -> Callable:
 
 
 def save_products(prim: Any, *_: Any, **__: Any) -> bool:
-    """Checkpoint policy of ``Plan.remat``: keep what is dear to compute, results of convolutions and products."""
+    """Checkpoint policy of ``Plan.remat``: keep results that are costly to compute, of convolutions and products."""
     return prim.name in ("conv", "conv_general_dilated", "dot_general")
 
 
@@ -133,7 +130,7 @@ def _gradient(plan: Plan, rules: tuple[optim.Rule, ...]) -> Callable:
         def loss(trainable: PyTree) -> tuple[Array, tuple[PyTree, Sums]]:
             variables = {"params": optim.unflatten(trainable | frozen), **model_state}
             with linen.intercept_methods(intercept):
-                return plan.loss_fn(variables, batch, key)
+                return plan.task.loss_fn(variables, batch, key)
 
         loss = jax.checkpoint(loss, policy=save_products) if plan.remat else loss
         (value, (new_state, sums)), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
@@ -143,10 +140,10 @@ def _gradient(plan: Plan, rules: tuple[optim.Rule, ...]) -> Callable:
 
 
 def _accumulated(compute: Callable, parts: int) -> Callable:
-    """The same over ``parts`` slices of the batch, one after the other; gradients and loss are averaged."""
+    """Function ``compute`` over ``parts`` slices of the batch, one after the other; gradients and loss are averaged."""
 
     def scan(params: PyTree, model_state: PyTree, batch: Batch, key: Key) -> tuple:
-        # Part j takes rows j, j + parts, …: of a batch split over devices each gives an equal share.
+        # Part j takes rows j, j + parts, …: each device of a mesh then has an equal share of them.
         sliced = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
         first = jax.tree.map(lambda x: x[0], sliced)
         shapes = jax.eval_shape(compute, params, model_state, first, key)
@@ -165,17 +162,17 @@ def _accumulated(compute: Callable, parts: int) -> Callable:
     return scan
 
 
-def make_train_step(plan: Plan, phase: optim.Phase, params: PyTree, mesh: Mesh) -> Callable:
+def make_train_step(plan: Plan, phase: optim.Phase, state: TrainState, mesh: Mesh) -> Callable:
     """Jitted (state, batch) → (state, metrics); the state is donated, the batch split over the mesh.
 
     Args:
-      params: only its structure is used.
+      state: a state of this phase; only its structure and shapes are used.
 
     Returns:
-      A step whose metrics are the loss function's sums with ``mean_loss``, ``grad_norm`` (before clipping),
-      ``update_norm`` and ``finite`` (all three are), on the device.
+      A step whose metrics, on the device, are ``sums`` of the loss function, ``mean_loss``, ``grad_norm`` (before
+      clipping), ``update_norm``, and ``finite`` (True where these three are finite).
     """
-    tx = optim.optimizer(phase, params, plan.optimizer, plan.clip_norm)
+    tx = optim.optimizer(phase, state.params, plan.optimizer, plan.clip_norm)
     compute = _gradient(plan, phase.rules)
     compute = compute if plan.accumulate == 1 else _accumulated(compute, plan.accumulate)
 
@@ -189,12 +186,17 @@ def make_train_step(plan: Plan, phase: optim.Phase, params: PyTree, mesh: Mesh) 
         ema = state.ema if plan.ema_decay is None else _average(plan.ema_decay, state.ema, params, model_state)
         norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
         finite = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
-        metrics = {**sums, **norms, "mean_loss": loss, "finite": finite}
+        metrics = {"sums": sums, **norms, "mean_loss": loss, "finite": finite}
         return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
 
-    whole, rows = sharding.replicated(mesh), sharding.split_rows(mesh)
-    options = _options(mesh)
-    return jax.jit(step, in_shardings=(whole, rows), out_shardings=whole, donate_argnums=0, compiler_options=options)
+    where, rows = sharding.state_sharding(mesh, state), sharding.split_rows(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(where, rows),
+        out_shardings=(where, sharding.replicated(mesh)),
+        donate_argnums=0,
+        compiler_options=_options(mesh),
+    )
 
 
 def _options(mesh: Mesh) -> dict[str, str]:
@@ -202,23 +204,51 @@ def _options(mesh: Mesh) -> dict[str, str]:
 
 
 def _average(decay: float, ema: PyTree, params: PyTree, model_state: PyTree) -> PyTree:
-    # e + (1 − d)(v − e) leaves what is frozen bit for bit as it is; d·e + (1 − d)·v would not.
+    # e + (1 − d)(v − e) leaves frozen values bit for bit as they are; d·e + (1 − d)·v would not.
     return jax.tree.map(lambda e, v: e + (1 - decay) * (v - e), ema, {"params": params, **model_state})
 
 
-def make_eval_step(eval_fn: Callable[[PyTree, Batch], Any], mesh: Mesh) -> Callable:
-    """Jitted (variables, batch) → whatever ``eval_fn`` returns, on every device."""
+def make_eval_step(eval_fn: Callable[[PyTree, Batch], tuple[Sums, Rows]], mesh: Mesh) -> Callable:
+    """Jitted (variables, batch) → (sums, rows, the batch's ``example_mask``), whole on every device."""
+
+    def step(variables: PyTree, batch: Batch) -> tuple[Sums, Rows, Array]:
+        return *eval_fn(variables, batch), batch["example_mask"]
+
+    # Variables stay where they were placed; those on the default device go to all devices.
     whole, rows = sharding.replicated(mesh), sharding.split_rows(mesh)
-    return jax.jit(eval_fn, in_shardings=(whole, rows), out_shardings=whole, compiler_options=_options(mesh))
+    return jax.jit(step, in_shardings=(None, rows), out_shardings=whole, compiler_options=_options(mesh))
 
 
-def evaluate(eval_step: Callable, variables: PyTree, batches: Iterable[Batch], mesh: Mesh) -> dict[str, np.ndarray]:
-    """Adds up the masked sums of ``eval_step`` over ``batches`` (host, this process's rows)."""
-    return add_up(jax.device_get([eval_step(variables, sharding.shard_batch(batch, mesh)) for batch in batches]))
+def evaluate(
+    eval_step: Callable, variables: PyTree, batches: Iterable[Batch], mesh: Mesh
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Sums added up over ``batches`` (host, this process's rows), and rows of all their examples in order.
+
+    Rows that only fill up a batch are left out. Every process gets everything.
+
+    Args:
+      eval_step: made by ``make_eval_step``.
+    """
+    pending: deque[Any] = deque()
+    found: list[tuple[Sums, Rows]] = []
+
+    def settle(keep: int) -> None:
+        while len(pending) > keep:
+            sums, rows, mask = jax.device_get(pending.popleft())
+            found.append((sums, {name: x[mask > 0] for name, x in rows.items()}))
+
+    for batch in batches:
+        pending.append(eval_step(variables, sharding.shard_batch(batch, mesh)))
+        settle(2)  # the device always has work, and only a few batches wait on it
+    settle(0)
+    if not found:
+        return {}, {}
+    totals, rows = add_up([sums for sums, _ in found]), [rows for _, rows in found]
+    return totals, jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
 
 
 def add_up(sums: Sequence[Sums]) -> dict[str, np.ndarray]:
-    """The totals of the sums of batches, in float64 and int64."""
+    """Totals of the sums of batches, in float64 and int64."""
     return jax.tree.map(lambda *parts: sum(map(_widen, parts)), *sums)
 
 
@@ -232,7 +262,7 @@ class NonFiniteError(UserError):
 
 @dataclass
 class Epoch:
-    """What ``epochs`` yields: the state after an epoch, or at a point where it is to be saved.
+    """State after an epoch, or at a point where it is to be saved; ``epochs`` yields it.
 
     Attributes:
       step: updates done.
@@ -266,14 +296,14 @@ def epochs(
       interrupt: asked after each step; True yields an unfinished ``Epoch`` there.
 
     Raises:
-      NonFiniteError: naming the step. What was yielded before is finite.
+      NonFiniteError: the message names the step. All that was yielded before is finite.
     """
     step = int(state.step)
     stream = batches(step)
     pending: deque[tuple[int, Any]] = deque()
     while step < plan.total_steps:
         phase, start = plan.phase_of(step)
-        train_step = make_train_step(plan, phase, state.params, mesh)
+        train_step = make_train_step(plan, phase, state, mesh)
         while step < start + phase.steps:
             state, metrics = train_step(state, sharding.shard_batch(next(stream), mesh))
             step += 1
@@ -302,6 +332,6 @@ def _settle(pending: deque, keep: int, on_step: Callable, phase: optim.Phase, st
 
 
 def _enter_phase(plan: Plan, state: TrainState, step: int, mesh: Mesh) -> TrainState:
-    """The next phase starts with a fresh optimizer, as compiling again does in Keras."""
+    """State at the start of the next phase, with a fresh optimizer, as after compiling again in Keras."""
     fresh = init_state(plan, {"params": state.params, **state.model_state}, step)
-    return replace(state, opt_state=sharding.replicate(fresh.opt_state, mesh))
+    return replace(state, opt_state=sharding.place(fresh.opt_state, mesh))

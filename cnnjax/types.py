@@ -2,7 +2,7 @@
 
 Images are NHWC: ``uint8 [n, h, w, c]`` on the host, float on the device. Kernels are HWIO. Boxes are
 ``float [n, 4]``, ``(x_min, y_min, x_max, y_max)`` in pixels. Ragged targets are padded and a ``mask``
-marks what is real. A model returns ``(logits, endpoints)``. Random keys are passed, never stored; the
+marks the real ones. A model returns ``(logits, endpoints)``. Random keys are passed, never stored; the
 batch at step s is a pure function of (seed, s). Everything under ``jax.jit`` has a static shape.
 """
 
@@ -22,10 +22,10 @@ Example = Mapping[str, Any]
 """One example, a dict of arrays: ``image`` [h, w, c] and what its task needs, each field by one name everywhere.
 
 ``label`` int32 []; ``boxes`` float32 [k, 4] xyxy in pixels with ``labels`` int32 [k] and ``box_mask`` bool [k], False
-where a row only fills up; ``segmentation`` uint8 or int32 [h, w]; ``instance_masks`` bool or uint8 [k, h, w].
+on rows that are only padding; ``segmentation`` uint8 or int32 [h, w]; ``instance_masks`` bool or uint8 [k, h, w].
 """
 Batch = Mapping[str, Array]
-"""Examples with every field stacked; in evaluation also ``example_mask`` float32 [n], 0 on what only fills the last."""
+"""Examples with every field stacked; in evaluation also ``example_mask`` float32 [n], 0 on rows that only fill up."""
 
 Sums = Mapping[str, Array]  # added over batches, divided last
 Rows = Mapping[str, Array]  # [n, …], a row per example, concatenated over batches
@@ -36,7 +36,7 @@ LossFn = Callable[[PyTree, Batch, Key], tuple[Array, tuple[PyTree, Sums]]]
 
 
 class Backbone(Protocol):
-    """What detectors, segmenters and plots may ask of any classifier."""
+    """Attributes of any classifier on which detectors, segmenters and plots rely."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -52,14 +52,14 @@ class Backbone(Protocol):
 
 
 class Picture(NamedTuple):
-    """An image with what is to be drawn on it; ``plot.pictures`` draws it.
+    """Image with the title and boxes to draw; ``plot.pictures`` draws it.
 
     Attributes:
       image: [h, w, 1 | 3], uint8 or float in 0 … 1.
       title: lines above it.
       boxes: [k, 4], xyxy in pixels.
-      names: of the boxes, [k].
-      colors: of the boxes, [k]: equal numbers have the same color.
+      names: names of the boxes, [k].
+      colors: colors of the boxes, [k]: equal numbers are the same color.
     """
 
     image: np.ndarray
@@ -71,14 +71,14 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What ``fit``, ``serving`` and the scripts know of a task: a record of functions, made for one model.
+    """Record of functions that ``fit``, ``serving`` and the scripts call, made by a task for one model.
 
     Attributes:
       loss_fn: the training loss.
       eval_fn: (variables, batch with uint8 images and ``example_mask``) → (sums, rows).
-      figures: (sums, rows) → flat figures; training has no rows, and the figures that need them are then left out.
+      figures: (sums, rows) → flat figures; in training, without rows, the figures that need them are left out.
       predict: (variables, uint8 images [n, h, w, c]) → dict of arrays [n, …].
-      describe: prediction of one image → what JSON says of it.
+      describe: (prediction of one image, greatest number of classes or objects to name) → its description for JSON.
       draw: (example, prediction of it) → picture; the truth is drawn where the example has it.
       best: the figure by which validation ranks checkpoints, the higher the better.
     """
@@ -87,10 +87,10 @@ class Task:
     eval_fn: Callable[[PyTree, Batch], tuple[Sums, Rows]]
     figures: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[str, float]]
     predict: Callable[[PyTree, Array], dict[str, Array]]
-    describe: Callable[[Prediction], dict[str, Any]]
+    describe: Callable[[Prediction, int], dict[str, Any]]
     draw: Callable[[Example, Prediction], Picture]
     best: str
 
 
 class UserError(Exception):
-    """Something the user can put right: the message is one line that names the cause and the cure."""
+    """Error that the user can correct: the message is one line that names the cause and the cure."""

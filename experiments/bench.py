@@ -6,15 +6,15 @@
     python experiments/bench.py --nets resnet152 --modes train --peers keras   # also the time to compile, about 4 min
     python experiments/bench.py --smoke                                 # seconds, needs nothing beyond cnnjax
 
-Each contender is a process of its own (``bench_worker.py``), started for each network and mode. In a round each runs
-``steps`` steps while the others wait, so that other load on the machine slows all of them alike. A step is one batch:
-forward pass in training mode, cross-entropy, backward pass, SGD with momentum; or logits in evaluation mode. All in
-float32.
+Each contender is a process of its own (``bench_worker.py``), started for each network and mode. In each round every
+contender runs ``steps`` steps while the others wait, so that other load on the machine slows all of them alike. A step
+is one batch: forward pass in training mode, cross-entropy, backward pass, SGD with momentum; or logits in evaluation
+mode. All compute in float32.
 
 ``lax`` runs our networks with the operations of ``jax.lax`` as they are. torch is eager, channels last. Keras has
 variants of its own (see ``parameters`` in summary.json). cnnjax folds BatchNorm into the convolutions for inference,
-the others do not. Compare memory by peak MiB: temp MiB leaves out what XLA's YNNPACK calls allocate, which is most of
-the memory of lax in inference.
+the others do not. Compare memory by peak MiB: temp MiB leaves out the allocations of XLA's YNNPACK calls, which are
+most of the memory of lax in inference.
 
 To expect on 2 cores with AVX-512: training takes cnnjax 1.0 to 1.3 times torch's time, lax 1.5 to 8 times.
 """
@@ -39,7 +39,7 @@ import bench_worker
 import numpy as np
 import tyro
 
-from cnnjax import plot, report
+from cnnjax import cli, experiment, plot, report, settings
 from cnnjax.types import UserError
 
 _TORCH = ("torch", "torchvision", "timm")
@@ -51,7 +51,7 @@ MODES = ("train", "infer")
 
 @dataclass(frozen=True)
 class Config:
-    """Settings: what is timed."""
+    """Networks, modes and contenders to time, and number of measurements."""
 
     nets: tuple[str, ...] = tuple(bench_nets.NETS)
     """Names of bench_nets.NETS and MORE, which also give their image and batch sizes."""
@@ -59,17 +59,15 @@ class Config:
     """Names of modes: train, infer."""
     peers: tuple[str, ...] = ("lax", "torch", "keras")
     """Names of contenders beside cnnjax: lax, torch, torch_compile, keras."""
-    rounds: int = 7
+    rounds: settings.PositiveInt = 7
     """Turns of each contender."""
-    steps: int = 2
+    steps: settings.PositiveInt = 2
     """Steps, of one batch each, in a turn."""
     tune_malloc: bool = False
     """Every contender's process keeps memory that it frees (cnnjax.compiler.tune_malloc, glibc only): steps are faster,
-    but the process holds its peak."""
-    run_dir: Path | None = None
-    """Folder for figures and chart; None: a new one in runs/. Started again in it, everything is timed anew."""
-    smoke: bool = False
-    """Only fashion_cnn, only lax beside cnnjax, 2 rounds of 1 step."""
+    but memory stays at its peak."""
+
+    output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
 
 class Timing(NamedTuple):
@@ -89,19 +87,19 @@ Timings = Mapping[str, Timing]  # by contender
 
 
 class Worker:
-    """A process that runs ``bench_worker.py``; ``about`` holds its first answer, see there."""
+    """Process that runs ``bench_worker.py``; ``about`` is its first answer, described there."""
 
     def __init__(self, job: bench_worker.Job) -> None:
         self.job = job
         command = [sys.executable, bench_worker.__file__, json.dumps(asdict(job))]
-        # Unbuffered: nothing is left to write when the process has died.
+        # Unbuffered, so that nothing remains to be written when the process has died.
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         self.about = self._read()
 
     def ask(self, steps: int) -> dict[str, Any]:
-        """Lets it run ``steps`` steps and returns its answer."""
+        """Runs ``steps`` steps in the process and returns its answer."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the process has died, and _read says so
+        with contextlib.suppress(BrokenPipeError):  # the process has died, which _read reports
             self.process.stdin.write(json.dumps({"steps": steps}).encode() + b"\n")
         return self._read()
 
@@ -129,8 +127,8 @@ def resolve(config: Config) -> Config:
     Raises:
       UserError: an unknown or missing name, a package that is not installed, a number that is not above 0.
     """
-    report.check_ranges(config, above_zero=("rounds", "steps"))
-    if config.smoke:
+    config = experiment.resolve(config, "bench")
+    if config.output.smoke:
         config = replace(config, nets=("fashion_cnn",), peers=("lax",), rounds=2, steps=1)
     for flag, known, fewest in (("nets", NETS, 1), ("modes", MODES, 1), ("peers", PEERS, 0)):
         names = getattr(config, flag)
@@ -142,11 +140,11 @@ def resolve(config: Config) -> Config:
         missing = [package for package in PEERS[peer] if importlib.util.find_spec(package) is None]
         if missing:
             raise UserError(f"--peers {peer} needs {', '.join(missing)}, not installed: pip install '.[bench]'")
-    return replace(config, run_dir=report.run_folder(config.run_dir, "bench"))
+    return config
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the number of its cores that this process may use, and the versions of the packages."""
+    """Processor, the number of its cores that this process may use, and the versions of the packages."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -214,7 +212,7 @@ def rows(net: str, timings: Timings, reference: str) -> list[dict[str, str]]:
 
 
 def short(value: float) -> str:
-    """The number with four digits, or with all digits of its integer part."""
+    """Number with four digits, or with all digits of its integer part."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
@@ -231,24 +229,23 @@ def main(config: Config) -> dict[str, Any]:
     """Times everything, prints a table for each network and mode, writes the files; returns the summary."""
     config = resolve(config)
     contenders, facts = ("cnnjax", *config.peers), machine()
-    # Times are compared with torch's where there is one, else with lax'.
+    # Times are compared with those of torch if it runs, else with those of lax.
     reference = next(name for name in ("torch", "lax", *contenders) if name in contenders)
     summary = dict(facts)
     results: dict[tuple[str, str], Timings] = {}
     print(f"{facts['cpu/model']}, {facts['cpu/cores']} cores, float32")
-    assert config.run_dir is not None
-    with report.Run(config.run_dir, config, facts, free=("run_dir",)) as run:
+    with experiment.opened(config, facts) as run:
         run.start(0)
         line = itertools.count(1)
         for net, mode in itertools.product(config.nets, config.modes):
             timings = results[mode, net] = measure(config, mode, net, run, line)
             summary |= figures(mode, net, timings)
             report.table(f"{mode} {net}, batches of {NETS[net].batch}", rows(net, timings, reference))
-        plot.save(chart(results, reference), run.dir / "images_per_second.png")
         run.finish(summary)
-    print(f"results in {config.run_dir}")
+        experiment.draw(run, {"images_per_second.png": lambda: chart(results, reference)})
+    print(f"results in {run.dir}")
     return summary
 
 
 if __name__ == "__main__":
-    report.main(lambda: main(tyro.cli(Config)))
+    cli.main(main, Config)

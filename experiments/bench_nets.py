@@ -1,4 +1,4 @@
-"""The networks that ``bench.py`` times: variants of ``cnnjax.models``, with the fields that make them the peers'."""
+"""Networks that ``bench.py`` times: variants of ``cnnjax.models``, with the fields that make them equal the peers'."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

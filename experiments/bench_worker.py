@@ -1,12 +1,12 @@
-"""One contender of ``bench.py`` in a process of its own: builds a network, then runs steps when it is told to.
+"""One contender of ``bench.py`` in a process of its own: builds a network, then runs steps on request.
 
     echo '{"steps": 3}' | python experiments/bench_worker.py '{"net": "fashion_cnn", "shape": [28, 28, 1], "batch": 64,
         "mode": "train", "contender": "torch", "tune_malloc": false}'
 
 It prints one JSON line after the warm-up (``parameters``, ``compile_seconds``, ``temp_mib``), then one for each line
-that it reads: ``{"steps": 3}`` gives the ``seconds`` of each step and ``peak_mib``. It ends when its input does.
+that it reads: ``{"steps": 3}`` gives the ``seconds`` of each step and ``peak_mib``. It ends with the end of its input.
 
-A framework is imported by its contender only: the peak memory of a process is that of one framework.
+Only its own contender imports a framework: the peak memory of a process is that of one framework.
 """
 
 import functools
@@ -32,7 +32,7 @@ class Job:
     """Settings of one worker."""
 
     net: str
-    """A name of bench_nets.NETS or bench_nets.MORE."""
+    """Name of bench_nets.NETS or bench_nets.MORE."""
     shape: tuple[int, int, int]
     """Height, width and channels of an image."""
     batch: int
@@ -40,7 +40,7 @@ class Job:
     mode: str
     """"train" or "infer"."""
     contender: str
-    """A name of CONTENDERS."""
+    """Name of CONTENDERS."""
     tune_malloc: bool
     """Call cnnjax.compiler.tune_malloc first."""
 
@@ -51,20 +51,20 @@ class Job:
 
 
 class Ready(NamedTuple):
-    """A network that is ready to run."""
+    """Network that is ready to run."""
 
     step: Callable[[], object]
-    """Runs one step and returns when it is done."""
+    """Function that runs one step and returns when it is done."""
     parameters: int
     """Number of trainable values."""
     compile_seconds: float | None = None
-    """Time to trace, lower and compile; None: the first step compiles, the time that it takes beyond the second."""
+    """Time to trace, lower and compile; None: the first step compiles, so it is its time less that of the second."""
     temp_mib: float | None = None
-    """Temporary memory of the compiled step without what XLA's YNNPACK calls allocate themselves; None: not known."""
+    """Temporary memory of the compiled step without the allocations of XLA's YNNPACK calls; None: not known."""
 
 
 def flax_net(job: Job, options: Mapping[str, str], fold: bool) -> Ready:
-    """A network of cnnjax as one jitted step, compiled with XLA's ``options``.
+    """Network of cnnjax as one jitted step, compiled with XLA's ``options``.
 
     ``fold`` folds BatchNorm into the convolutions for inference.
     """
@@ -101,7 +101,7 @@ def flax_net(job: Job, options: Mapping[str, str], fold: bool) -> Ready:
 
 
 def training_step(model: Any, variables: Any) -> tuple[Callable, Any]:
-    """The function (state, images, labels) → (state, loss), and the first state.
+    """Function (state, images, labels) → (state, loss), and the first state.
 
     A state is variables, the optimizer's state and the number of the step.
     """
@@ -168,7 +168,7 @@ def torch_eager(job: Job, compiled: bool = False) -> Ready:
 
 
 def torch_net(name: str) -> Any:
-    """A network of torchvision or timm, or the chapter's CNN."""
+    """Network of torchvision or timm, or the chapter's CNN."""
     from torch import nn
 
     if name == "fashion_cnn":
@@ -192,7 +192,7 @@ def torch_net(name: str) -> Any:
 
 
 def import_torchvision() -> Any:
-    """torchvision, even where its compiled operators do not load: no network here calls them."""
+    """Imports torchvision, even where its compiled operators do not load: no network here calls them."""
     import torch
 
     try:
@@ -228,7 +228,7 @@ def keras_jax(job: Job) -> Ready:
 
 
 def keras_net(job: Job) -> Any:
-    """A network of keras.applications, or the chapter's CNN, that puts out logits."""
+    """Network of keras.applications, or the chapter's CNN, that returns logits."""
     import keras
 
     names = {"resnet50": "ResNet50", "resnet152": "ResNet152", "vgg16": "VGG16"}
@@ -259,7 +259,7 @@ CONTENDERS: dict[str, Callable[[Job], Ready]] = {
 def peak_mib() -> float:
     """Largest resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
-    # On Linux getrusage also counts what the parent held when it started this process.
+    # On Linux getrusage also counts the memory that the parent had when it started this process.
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     if found:
         return int(found[1]) / 1024
@@ -278,7 +278,7 @@ def main(job: Job) -> None:
     # Set before any framework is imported: all run on the CPU, and nothing was compiled by an earlier run.
     os.environ.update(JAX_PLATFORMS="cpu", JAX_ENABLE_COMPILATION_CACHE="false", KERAS_BACKEND="jax")
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a framework prints goes to stderr, not between the answers
+    os.dup2(2, 1)  # a framework's output goes to stderr, not between the answers
     if job.tune_malloc:
         from cnnjax import compiler
 

@@ -5,7 +5,7 @@
     python experiments/costs.py --models vgg16 resnet50 --image-size 448 --batch 32
     python experiments/costs.py --smoke                  # three networks, a few seconds
 
-Nothing is trained or downloaded: networks are traced with shapes only, so that a command always writes equal files:
+Nothing is trained or downloaded: networks are traced with shapes only, so a command writes the same files each time:
 costs.csv, layers_NAME.csv, accuracy.png and summary.json. To expect: the chapter's example, 15,200 parameters, 225
 million multiplications, 12 MB for an image and 1.2 GB for 100; its exercise 2, 903,400 parameters, 12.6 MB to predict
 and 565.6 MB to train with 50 images; ResNet-50, 25,557,032 parameters and 4.09 GMACs at 224×224.
@@ -20,26 +20,24 @@ import flax.linen as linen
 import jax
 import tyro
 
-from cnnjax import atomic, models, nn, plot, report, summary
+from cnnjax import cli, experiment, models, nn, plot, report, settings, summary
 from cnnjax.types import Array, UserError
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings: networks and their images."""
+    """Networks and their images."""
 
-    run_dir: Path = Path("runs/costs")
-    """Folder for tables, chart and figures."""
     models: tuple[str, ...] = ()
     """Names of networks; empty: all."""
-    image_size: int | None = None
+    image_size: settings.PositiveInt | None = None
     """Side of the square images in pixels; None: the size in each network's paper."""
-    batch: int = 1
+    batch: settings.PositiveInt = 1
     """Images per batch."""
     layers: str | None = None
     """Name of a network to show layer by layer."""
-    smoke: bool = False
-    """Only three networks that are quick, whatever --models says."""
+
+    output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
 
 _SMOKE = ("alexnet_torchvision", "lenet5", "vgg16")
@@ -138,7 +136,7 @@ def cost_of(config: Config, name: str) -> summary.Cost:
 
 
 def row(name: str, cost: summary.Cost) -> dict[str, Any]:
-    """One row of costs.csv; an accuracy that is not known, or was measured at another image size, is left empty."""
+    """Row of costs.csv; an accuracy that is not known, or was measured at another image size, is left empty."""
     published = PUBLISHED if cost.shape[1:3] == models.create(name).image_shape[:2] else {}
     top1, top5, source = published.get(name, (None, None, ""))
     return {
@@ -155,7 +153,7 @@ def row(name: str, cost: summary.Cost) -> dict[str, Any]:
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, str]:
-    """One row of costs.csv for the terminal, in millions."""
+    """Row of costs.csv for the terminal, in millions."""
     return {
         "model": row["model"],
         "M params": f"{row['parameters'] / 1e6:8.2f}",
@@ -184,34 +182,30 @@ def write_layers(name: str, cost: summary.Cost, folder: Path) -> None:
 
 def main(config: Config) -> dict[str, float]:
     """Prints and writes the tables, the chart and the summary; returns the summary."""
-    report.check_ranges(config, above_zero=("batch", "image_size"))
-    names = _SMOKE if config.smoke else config.models or tuple(models.names())
+    config = experiment.resolve(config, "costs")
+    names = _SMOKE if config.output.smoke else config.models or tuple(models.names())
     if len(set(names)) < len(names):
         raise UserError(f"--models takes different names, got {' '.join(names)}")
     # Unknown names and unsuitable images are refused before anything is written.
     costs = {name: cost_of(config, name) for name in (*names, *([config.layers] if config.layers else []))}
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(config.run_dir / "config.json", report.as_dict(config))
-    chapter = chapter_rows()
-    lines = [line | {column: f"{line[column]:9,.1f}" for column in ("chapter", "here")} for line in chapter]
-    report.table("the chapter's figures", lines)
-    if config.layers is not None:
-        write_layers(config.layers, costs[config.layers], config.run_dir)
-    rows = [row(name, costs[name]) for name in names]
-    report.table(f"networks; tables and chart in {config.run_dir}", [shown(line) for line in rows])
-    summary.write_csv(rows, config.run_dir / "costs.csv")
-    if points := accuracy_points(rows):
-        title = "published accuracy against multiply-adds; area: parameters"
-        figure = plot.bubbles(points, "10⁹ multiply-adds per image", "top-1 accuracy on ImageNet, %", title)
-        plot.save(figure, config.run_dir / "accuracy.png")
-    else:
-        (config.run_dir / "accuracy.png").unlink(missing_ok=True)  # left by an earlier run
+    chapter, rows = chapter_rows(), [row(name, costs[name]) for name in names]
     figures = {f"chapter/{line['network']}, {line['figure']}": line["here"] for line in chapter}
     for line in rows:
         figures |= {f"{line['model']}/{key}": line[key] for key in ("parameters", "macs", "infer_bytes", "train_bytes")}
-    atomic.write_json(config.run_dir / "summary.json", figures)
+    with experiment.opened(config, {}) as run:
+        lines = [line | {column: f"{line[column]:9,.1f}" for column in ("chapter", "here")} for line in chapter]
+        report.table("the chapter's figures", lines)
+        if config.layers is not None:
+            write_layers(config.layers, costs[config.layers], run.dir)
+        report.table(f"networks; tables and chart in {run.dir}", [shown(line) for line in rows])
+        summary.write_csv(rows, run.dir / "costs.csv")
+        run.finish(figures)
+        if points := accuracy_points(rows):
+            labels = "10⁹ multiply-adds per image", "top-1 accuracy on ImageNet, %"
+            title = "published accuracy against multiply-adds; area: parameters"
+            experiment.draw(run, {"accuracy.png": lambda: plot.bubbles(points, *labels, title)})
     return figures
 
 
 if __name__ == "__main__":
-    report.main(lambda: main(tyro.cli(Config)))
+    cli.main(main, Config)

@@ -1,157 +1,122 @@
-"""Top-1 and top-5 of published weights on labelled images, what they confuse, and their worst mistakes.
+"""Top-1 and top-5 accuracy of a network on labelled images, the classes that it confuses, and its worst mistakes.
 
     python experiments/evaluate.py imagenet/val --weights resnet50.torchvision    # folders named by WordNet id
     python experiments/evaluate.py imagenet2012 --split validation --data-dir tfds
+    python experiments/evaluate.py photos --run runs/flowers                      # folders named as the run's classes
     python experiments/evaluate.py --smoke                                        # random weights, two photos
 
-A folder of some of the 1000 classes is compared over all 1000. The run folder gets summary.json (``top1`` and ``top5``
-are shares of 1, of ``count`` images), confusion.csv, worst.png and unreadable.json. To expect: the percentages of
-``cnnjax.weights.published()``, on ImageNet's 50,000 validation images.
+A folder may have only some of the network's classes; all of them compete. The run folder gets summary.json (``top1``
+and ``top5`` are shares of 1, of ``count`` images), confusion.csv, worst.png and unreadable.json. To expect: the
+percentages of ``cnnjax.weights.published()``, on ImageNet's 50,000 validation images.
 """
 
 import csv
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.sharding import Mesh
 from sklearn.datasets import load_sample_images
 
-from cnnjax import plot, report, sharding
+from cnnjax import atomic, cli, experiment, plot, report, serving, settings, weights
 from cnnjax.data import catalog, sources
-from cnnjax.metrics import classification
-from cnnjax.tasks import classify, predict
-from cnnjax.types import Array, Batch, PyTree, UserError
-from cnnjax.weights import Published, labels
+from cnnjax.data.formats import folders, tfds
+from cnnjax.tasks.classify import named
+from cnnjax.types import Batch, PyTree, Rows, Sums, UserError
+
+Names = Sequence[tuple[str, str]]
+"""(WordNet id or nothing, name) of each class."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to evaluate on what."""
+    """Labelled images, and the network to evaluate on them."""
 
     dataset: tyro.conf.Positional[str] = ""
-    """A folder with one sub-folder per class, named by WordNet id, or a tfds name (imagenet2012, imagenet_v2, …)."""
+    """Folder with one sub-folder per class, or a tfds name (imagenet2012, imagenet_v2, …). Classes are named by
+    WordNet id for published networks."""
     data_dir: Path | None = None
-    """Where tfds data sets lie; default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Folder of tfds data sets; default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     split: str = "validation"
-    """tfds split syntax, for tfds data sets."""
-    weights: str = "resnet50.keras"
-    """A tag of cnnjax.weights.published(): the network, its weights, and how its images are prepared."""
-    file: Path | None = None
-    """Has these weights; None: the cache, else they are downloaded."""
-    resize: predict.Resize = "crop"
-    """crop: as the publisher, shorter side to a size, then the centre; squeeze: all of the image, its proportions
-    lost; square: the largest central square."""
-    batch_size: int = 64
-    """Images at once, over all devices."""
-    run_dir: Path | None = None
-    """Where results go; a new folder under runs/ if not given."""
-    smoke: bool = False
-    """A small network with random weights, at most 16 images, to see that everything works."""
+    """Split in tfds' syntax, for tfds data sets."""
+    batch_size: settings.PositiveInt = 64
+    """Images per batch, over all devices."""
+
+    network: tyro.conf.OmitArgPrefixes[settings.Network] = settings.Network()
+    output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
 
-SMOKE, SMOKE_EXAMPLES = "mobilenet_v1_0.25_128.keras", 16
-MOST_SHOWN = 20  # mistakes in the picture, pairs in the table
+SMOKE_EXAMPLES = 16
+MOST_SHOWN = 20  # mistakes in the figure, pairs in the table
 
 
 def resolve(config: Config) -> Config:
-    """Checks what can be checked at once, and makes ``--smoke`` small."""
-    report.check_ranges(config, above_zero=("batch_size",))
-    if not config.dataset and not config.smoke:
+    """Checks the settings at once, and makes ``--smoke`` small."""
+    if not config.dataset and not config.output.smoke:
         raise UserError("give the images: a folder with sub-folders named by WordNet id, or the name of a data set")
-    if config.smoke:
-        config = replace(config, weights=SMOKE, file=None)
-    name = f"evaluate-{Path(config.dataset).name or 'smoke'}-{config.weights}"
-    return replace(config, run_dir=report.run_folder(config.run_dir, name))
+    if config.output.smoke and not config.network.run:
+        config = settings.change(config, weights=settings.SMOKE, file=None)
+    return experiment.resolve(config, f"evaluate-{Path(config.dataset).name or 'smoke'}-{config.network.title}")
 
 
-def load_data(config: Config) -> sources.Source:
-    """The images, their labels as places among ImageNet's 1000 classes."""
+def load_data(config: Config, names: Names, channels: int) -> sources.Source:
+    """Images whose labels are indices of the network's classes."""
+    keys = tuple(wnid or name for wnid, name in names)
     if not config.dataset:
         paths = tuple(Path(name) for name in load_sample_images().filenames)
-        index = labels.imagenet_index()
-        truth = np.array([index["n03877845"], index["n11939491"]], np.int32)  # palace, daisy
-        return sources.Folder(paths, truth, tuple(index))
+        truth = np.array([keys.index("n03877845"), keys.index("n11939491")], np.int32)  # palace, daisy
+        return folders.Folder(paths, truth, keys, channels)
     if catalog.is_folder(config.dataset):
-        source: Any = sources.Folder.open(Path(config.dataset).expanduser())
+        source: Any = folders.Folder.open(Path(config.dataset).expanduser(), channels)
     else:
-        source = catalog.tfds_split(config.dataset, config.split, catalog.tfds_directory(config.data_dir))
-    source = Relabelled(source, places(source.classes, config.dataset))
-    return sources.Subset(source, np.arange(min(len(source), SMOKE_EXAMPLES))) if config.smoke else source
+        source = tfds.tfds_split(config.dataset, config.split, tfds.tfds_directory(config.data_dir))
+    source = sources.Relabelled(source, places(source.classes, names, config.dataset), keys)
+    return sources.Subset(source, np.arange(min(len(source), SMOKE_EXAMPLES))) if config.output.smoke else source
 
 
-@dataclass(frozen=True)
-class Relabelled:
-    """``source`` with ``places[label]`` for each label."""
-
-    source: sources.Source
-    places: np.ndarray
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """ImageNet's WordNet ids."""
-        return tuple(labels.imagenet_index())
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.source[index]
-        return {**example, "label": int(self.places[example["label"]])}
-
-
-def places(classes: Sequence[str], name: str) -> np.ndarray:
-    """Where each class of a data set is among ImageNet's 1000: by WordNet ids, or as all 1000 names in their order.
+def places(classes: Sequence[str], names: Names, dataset: str) -> np.ndarray:
+    """Index of each class of a data set among a network's: by WordNet ids, by names, or all names in their order.
 
     Raises:
-      UserError: naming classes that are not there.
+      UserError: a class is not one of the network's; the message names such classes.
     """
-    index = labels.imagenet_index()
-    if tuple(classes) == tuple(name for _, name in labels.imagenet_classes()):
+    if tuple(classes) == tuple(name for _, name in names):
         return np.arange(len(classes))
-    if unknown := [each for each in classes if each not in index]:
+    keys = {wnid or name: place for place, (wnid, name) in enumerate(names)}
+    if unknown := [each for each in classes if each not in keys]:
         raise UserError(
-            f"{name}: expected classes named by WordNet ids of ImageNet's 1000, such as n01440764, got "
+            f"{dataset}: expected classes called as the network's {len(names)}, such as {next(iter(keys))}, got "
             f"{', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''} ({len(unknown)} of {len(classes)} unknown)"
         )
-    return np.array([index[each] for each in classes])
+    return np.array([keys[each] for each in classes])
 
 
-def examine(network: predict.Network, source: predict.Marked, batch_size: int, mesh: Mesh) -> dict[str, np.ndarray]:
-    """Of each image [n]: label (−1: unreadable), rank of the true class, loss in nats, what was predicted, how surely.
+def evaluate(served: serving.Served, source: sources.Lenient, batch_size: int) -> dict[str, np.ndarray]:
+    """Rows of the task (label, predicted, confidence, rank, loss) and ``readable``, for every image.
 
     Raises:
       UserError: a loss is not finite.
     """
+    task = served.task
 
-    def compute(variables: PyTree, batch: Batch) -> dict[str, Array]:
-        logits = network.logits(variables, batch["image"])
-        true = jnp.maximum(batch["label"], 0)
-        return {
-            "label": batch["label"],
-            "rank": classification.ranks(logits, true),
-            "loss": classify.cross_entropy(logits, true),
-            "predicted": logits.argmax(-1),
-            "confidence": jax.nn.softmax(logits).max(-1),
-        }
+    def compute(variables: PyTree, batch: Batch) -> tuple[Sums, Rows]:
+        _, rows = task.eval_fn(variables, batch)
+        return {}, {**rows, "readable": batch["readable"]}
 
-    said = predict.for_each(compute, network.variables, source, batch_size, mesh)
-    if not np.isfinite(said["loss"]).all():
-        raise UserError(f"{network.entry.tag} gives NaN or infinity: its weights are damaged")
-    return said
+    rows = experiment.rows(compute, served.variables, source, batch_size)
+    if not np.isfinite(rows["loss"]).all():
+        raise UserError("the network gives NaN or infinity: its weights are damaged")
+    return rows
 
 
-def figures(said: dict[str, np.ndarray]) -> dict[str, float | int]:
-    """Exact counts over the readable images, and what they divide to."""
-    readable = said["label"] >= 0
-    count, rank = int(readable.sum()), said["rank"][readable]
+def figures(rows: dict[str, np.ndarray], unreadable: int) -> dict[str, float | int]:
+    """Exact counts over the readable images, and their shares."""
+    count, rank = len(rows["rank"]), rows["rank"]
     correct, correct5 = int((rank < 1).sum()), int((rank < 5).sum())
     return {
         "top1": correct / count,
@@ -159,81 +124,86 @@ def figures(said: dict[str, np.ndarray]) -> dict[str, float | int]:
         "count": count,
         "top1_correct": correct,
         "top5_correct": correct5,
-        "loss": float(said["loss"][readable].mean(dtype=np.float64)),
-        "unreadable": int((~readable).sum()),
+        "loss": float(rows["loss"].mean(dtype=np.float64)),
+        "unreadable": unreadable,
     }
 
 
-def confusion(said: dict[str, np.ndarray]) -> list[tuple[int, int, int]]:
-    """(true class, predicted class, images), the most first."""
-    readable = said["label"] >= 0
-    cells = Counter(zip(said["label"][readable].tolist(), said["predicted"][readable].tolist(), strict=True))
+def confusion(rows: dict[str, np.ndarray]) -> list[tuple[int, int, int]]:
+    """(true class, predicted class, number of images), the most images first."""
+    cells = Counter(zip(rows["label"].tolist(), rows["predicted"].tolist(), strict=True))
     return sorted(((true, predicted, n) for (true, predicted), n in cells.items()), key=lambda row: (-row[2], *row))
 
 
-def write(folder: Path, source: predict.Marked, said: dict[str, np.ndarray], errors: Sequence[str]) -> None:
-    """confusion.csv, worst.png, unreadable.json."""
-    classes = labels.imagenet_classes()
+def write(folder: Path, names: Names, rows: dict[str, np.ndarray], errors: Sequence[str]) -> None:
+    """Writes confusion.csv and unreadable.json."""
     with (folder / "confusion.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("true", "true_name", "predicted", "predicted_name", "images"))
-        rows.writerows((*classes[true], *classes[predicted], n) for true, predicted, n in confusion(said))
-    report.write_json(folder / "unreadable.json", list(errors))
-    wrong = np.flatnonzero((said["label"] >= 0) & (said["rank"] > 0))
-    worst = wrong[np.argsort(-said["loss"][wrong], kind="stable")][:MOST_SHOWN]
+        table = csv.writer(file)
+        table.writerow(("true", "true_name", "predicted", "predicted_name", "images"))
+        table.writerows((*names[true], *names[predicted], n) for true, predicted, n in confusion(rows))
+    atomic.write_json(folder / "unreadable.json", list(errors))
+
+
+def worst(source: sources.Source, names: Names, rows: dict[str, np.ndarray]) -> plot.Figure:
+    """Figure of the wrong predictions with the highest losses; ``source`` has an image for each row."""
+    wrong = np.flatnonzero(rows["rank"] > 0)
+    chosen = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:MOST_SHOWN]
     titles = [
-        f"said {classes[said['predicted'][i]][1][:22]} {said['confidence'][i]:.0%}\n"
-        f"is {classes[said['label'][i]][1][:24]} {np.exp(-said['loss'][i]):.1%}"
-        for i in worst
+        f"predicted {names[rows['predicted'][i]][1][:22]} {rows['confidence'][i]:.0%}\n"
+        f"is {names[rows['label'][i]][1][:24]} {np.exp(-rows['loss'][i]):.1%}"
+        for i in chosen
     ]
-    if len(worst):
-        grid = plot.image_grid([source[int(i)]["image"] for i in worst], titles, 4, 2.4, "the highest losses")
-        plot.save(grid, folder / "worst.png")
+    return plot.image_grid([source[int(i)]["image"] for i in chosen], titles, 4, 2.4, "the highest losses")
 
 
 def show(
-    config: Config, entry: Published, summary: dict[str, Any], said: dict[str, np.ndarray], errors: Sequence[str]
+    config: Config, names: Names, summary: dict[str, Any], rows: dict[str, np.ndarray], errors: Sequence[str]
 ) -> None:
-    """The tables, and on stderr what could not be read."""
+    """Prints the tables, and on stderr the images that could not be read."""
     if jax.process_index():
         return
-    names = [name for _, name in labels.imagenet_classes()]
-    pairs = [row for row in confusion(said) if row[0] != row[1]][:MOST_SHOWN]
-    report.table("most confused", [{"is": names[t], "taken for": names[p], "images": n} for t, p, n in pairs])
-    rows = [
+    pairs = [row for row in confusion(rows) if row[0] != row[1]][:MOST_SHOWN]
+    report.table("most confused", [{"is": names[t][1], "taken for": names[p][1], "images": n} for t, p, n in pairs])
+    entry = None if config.network.run else weights.published()[config.network.weights]
+    scores = [
         {
             "": f"top-{k}",
             "correct": f"{summary[f'top{k}_correct']} of {summary['count']}",
             "here": f"{summary[f'top{k}']:.2%}",
-            "published, 50,000 images": f"{getattr(entry, f'top{k}')} %",
+            **({} if entry is None else {"published, 50,000 images": f"{getattr(entry, f'top{k}')} %"}),
         }
         for k in (1, 5)
     ]
-    report.table("RANDOM WEIGHTS: these figures mean nothing" if config.smoke else config.weights, rows)
-    print(f"results in {config.run_dir}")
+    report.table("RANDOM WEIGHTS: these figures mean nothing" if config.output.smoke else config.network.title, scores)
+    print(f"results in {config.output.run_dir}")
     for error in errors:
         print(f"left out: {error}", file=sys.stderr)
 
 
 def main(config: Config) -> dict[str, Any]:
     """Evaluates, prints the tables, writes the report; returns the summary."""
-    sharding.start()
     config = resolve(config)
-    data = load_data(config)
-    mesh = sharding.make_mesh()
-    network = predict.network(config.weights, config.file, random=config.smoke)
-    transform = predict.host_transform(network.entry, config.resize)
-    source = predict.Marked(data, transform, network.entry.image_size)
-    with report.Run(config.run_dir, config, {"images": len(source)}) as run:
-        said = examine(network, source, config.batch_size, mesh)
-        errors = source.errors(said["label"])
-        summary = figures(said)
+    card = config.network.card(random=config.output.smoke)
+    names = [named(each) for each in card.classes]
+    data = sources.Mapped(load_data(config, names, card.channels), card.transform())
+    blank = {"image": np.zeros((card.image_size, card.image_size, card.channels), np.uint8), "label": np.int32(0)}
+    source = sources.Lenient(data, blank)
+    served = config.network.load(random=config.output.smoke)
+    with experiment.opened(config, {"images": len(source)}) as run:
+        rows = evaluate(served, source, config.batch_size)
+        readable = rows.pop("readable")
+        errors = source.errors(readable)
+        rows = {name: x[readable] for name, x in rows.items()}
+        summary = figures(rows, len(errors))
         if run.writes:
-            write(run.dir, source, said, errors)
+            write(run.dir, names, rows, errors)
         run.finish(summary)
-    show(config, network.entry, summary, said, errors)
+        if (rows["rank"] > 0).any():
+            shown = sources.Subset(source, np.flatnonzero(readable))
+            experiment.draw(run, {"worst.png": lambda: worst(shown, names, rows)})
+    show(config, names, summary, rows, errors)
     return summary
 
 
 if __name__ == "__main__":
-    report.main(lambda: main(tyro.cli(Config)))
+    cli.main(main, Config)

@@ -1,14 +1,15 @@
-"""Exports a network as a program with its weights, which JAX runs without this package, batches being of any size.
+"""Exports a network as a program with its weights, which JAX runs without this package, on batches of any size.
 
     python experiments/export.py --run runs/flowers
     python experiments/export.py --weights resnet50.keras
     python experiments/export.py --smoke                                # random weights, nothing is downloaded
 
-The run folder gets network.stablehlo and network.json (classes, how images are prepared); it takes seconds. What uses
-them needs jax alone: see experiments/use_exported.py. The program is checked against the network before this ends.
+The run folder gets network.stablehlo and network.json (classes, how images are prepared); it takes seconds. A
+program that uses them needs only jax: see experiments/use_exported.py. At the end the exported program is compared with
+the network.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -16,63 +17,41 @@ import jax.export
 import numpy as np
 import tyro
 
-from cnnjax import models, report, sharding
-from cnnjax.tasks import predict, serve
+from cnnjax import cli, experiment, report, serving, settings
 from cnnjax.types import UserError
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which network, and what it shall run on."""
+    """Network, and the platforms to run it on."""
 
-    run: Path | None = None
-    """The folder of a run of flowers.py, localize.py or classify.py whose network to take in place of --weights."""
-    weights: str = "resnet50.keras"
-    """A tag of cnnjax.weights.published()."""
-    file: Path | None = None
-    """Has these weights; None: the cache, else they are downloaded."""
-    resize: predict.Resize | None = None
-    """How images are to be prepared: crop as the publisher does, squeeze, square. None: crop; with --run as in
-    training."""
-    platforms: tuple[str, ...] = serve.PLATFORMS
-    """Of cpu, cuda, rocm, tpu."""
-    run_dir: Path | None = None
-    """Where results go; a new folder under runs/ if not given."""
-    smoke: bool = False
-    """A small network with random weights, to see that everything works."""
+    platforms: tuple[str, ...] = serving.PLATFORMS
+    """Platforms to run on: some of cpu, cuda, rocm, tpu."""
+
+    network: tyro.conf.OmitArgPrefixes[settings.Network] = settings.Network()
+    output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
 
-SMOKE = "mobilenet_v1_0.25_128.keras"
-TOLERANCE = 1e-4  # of probabilities: on CPUs, the forms of cnnjax.ops add up in another order than XLA's own
+TOLERANCE = 1e-4  # for probabilities: on CPUs, the forms of cnnjax.ops add up in another order than XLA's own
 
 
 def resolve(config: Config) -> Config:
-    """Checks what can be checked at once."""
-    if not config.platforms or not set(config.platforms) <= set(serve.PLATFORMS):
-        raise UserError(f"--platforms are of {', '.join(serve.PLATFORMS)}; got {', '.join(config.platforms) or 'none'}")
-    if config.run and (config.smoke or config.file or config.resize):
-        raise UserError("--run has a network and its way of resizing: leave out --file, --resize and --smoke")
-    config = replace(config, weights=SMOKE, file=None) if config.smoke else config
-    name = config.run.resolve().name if config.run else config.weights
-    return replace(config, run_dir=report.run_folder(config.run_dir, f"export-{name}"))
-
-
-def load(config: Config) -> serve.Served:
-    """The network."""
-    if config.run:
-        return serve.load(config.run, models.create)
-    network = predict.network(config.weights, config.file, random=config.smoke)
-    return serve.of_published(network, config.resize or "crop")
+    """Checks the settings at once, and makes ``--smoke`` small."""
+    if not config.platforms or not set(config.platforms) <= set(serving.PLATFORMS):
+        given = ", ".join(config.platforms) or "none"
+        raise UserError(f"--platforms are of {', '.join(serving.PLATFORMS)}; got {given}")
+    if config.output.smoke and not config.network.run:
+        config = settings.change(config, weights=settings.SMOKE, file=None)
+    return experiment.resolve(config, f"export-{config.network.title}")
 
 
 def main(config: Config) -> dict[str, float]:
     """Exports, compares, prints the table; returns the summary."""
-    sharding.start()
     config = resolve(config)
-    served = load(config)
-    with report.Run(config.run_dir, config, {}) as run:
-        path = config.run_dir / "network.stablehlo"
-        serve.export(served, path, config.platforms)
+    served = config.network.load(random=config.output.smoke)
+    with experiment.opened(config, {}) as run:
+        path = run.dir / "network.stablehlo"
+        serving.export(served, path, config.platforms)
         summary: dict[str, float] = {"bytes": path.stat().st_size}
         if runs_here(config):
             summary["largest_difference"] = compare(served, path)
@@ -92,27 +71,30 @@ def main(config: Config) -> dict[str, float]:
 
 
 def runs_here(config: Config) -> bool:
-    """Whether the program is for this machine."""
+    """True if the program is for this machine."""
     here = {"gpu": {"cuda", "rocm"}}.get(jax.default_backend(), {jax.default_backend()})
     return bool(here & set(config.platforms))
 
 
-def compare(served: serve.Served, path: Path) -> float:
-    """The largest difference of a probability between the program and the network, on noise.
+def compare(served: serving.Served, path: Path) -> float:
+    """Largest difference of an output between the program and the network, on noise.
 
     Raises:
-      UserError: it is larger than rounding explains.
+      UserError: the difference is larger than rounding explains.
     """
     card = served.card
     shape = (3, card.image_size, card.image_size, card.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    found = jax.export.deserialize(bytearray(path.read_bytes())).call(images)["probabilities"]
-    expected = jax.jit(served.predict)(served.variables, images)["probabilities"]
-    difference = float(np.abs(np.asarray(found) - np.asarray(expected)).max())
+    found = jax.export.deserialize(bytearray(path.read_bytes())).call(images)
+    expected = jax.jit(served.predict)(served.variables, images)
+    # Boxes are in pixels: as shares of the image they have the magnitude of probabilities.
+    scale = {"boxes": card.image_size}
+    differences = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), found, expected)
+    difference = max(float(x) / scale.get(name, 1) for name, x in differences.items())
     if not difference <= TOLERANCE:
         raise UserError(f"{path} differs from the network by {difference:.1e}, which rounding does not explain")
     return difference
 
 
 if __name__ == "__main__":
-    report.main(lambda: main(tyro.cli(Config)))
+    cli.main(main, Config)

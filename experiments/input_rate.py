@@ -1,49 +1,45 @@
-"""Does the input slow training down? Step rate with the pipeline over the rate on one fixed batch on the device.
+"""Slowdown of training by its input: steps per second with the pipeline, and on one fixed batch on the device.
 
     python experiments/input_rate.py --dataset fashion_mnist --data-dir PATH      # about 2 min on 2 CPU cores
 
-Both are timed in turn, round by round, in one process; the ratio of the medians should be at least 0.95.
+The two are timed in turn, round by round, in one process; the ratio of the medians should be at least 0.95.
 """
 
-import dataclasses
 import itertools
 import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import classify
 import jax
 import tyro
 
-from cnnjax import report, sharding, train
-from cnnjax.data import pipeline
+from cnnjax import cli, experiment, report, settings, sharding, train
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to time."""
+    """Data, model and number of measurements."""
 
     dataset: str = "digits"
-    """As in classify.py."""
-    data_dir: Path | None = None
-    """Where tfds data sets lie."""
+    """Data set as classify.py takes it."""
     model: str | None = None
-    """None: as in classify.py."""
-    batch_size: int | None = None
+    """Name of cnnjax.models.names(); None: as in classify.py."""
+    batch_size: settings.PositiveInt | None = None
     """Images per step; None: as in classify.py."""
+    image_size: settings.PositiveInt | None = None
+    """Height and width in pixels, see classify.py; None: as in classify.py."""
     streamed: bool = False
-    """Read, decode and prefetch every image again each time, as for sets that do not fit in memory."""
-    threads: int = 8
-    """With streamed: that read images."""
-    workers: int = 0
-    """With streamed: processes that do so."""
-    rounds: int = 7
-    """Of each kind."""
-    steps: int = 20
-    """In a round."""
+    """Read, decode and prefetch every image again each time, as for data sets that do not fit in memory."""
+    rounds: settings.PositiveInt = 7
+    """Rounds of each kind."""
+    steps: settings.PositiveInt = 20
+    """Steps in a round."""
+
+    reading: tyro.conf.OmitArgPrefixes[settings.Reading] = settings.Reading()
+    output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
 
 def rate(step, state: train.TrainState, batches: Iterable, count: int) -> tuple[train.TrainState, float]:
@@ -55,39 +51,44 @@ def rate(step, state: train.TrainState, batches: Iterable, count: int) -> tuple[
     return state, count / (time.perf_counter() - started)
 
 
+def resolve(config: Config) -> tuple[Config, classify.Config]:
+    """Checks the settings at once, and makes ``--smoke`` small; also returns the run of classify.py to time."""
+    if config.output.smoke:
+        config = settings.change(config, rounds=1, steps=2)
+    config = experiment.resolve(config, f"input-{config.dataset.rpartition('/')[2]}")
+    names = ("model", "batch_size", "image_size")
+    given = {name: value for name in names if (value := getattr(config, name)) is not None}
+    reading = {**vars(config.reading), **({"in_memory_bytes": 0} if config.streamed else {})}
+    run = settings.change(classify.recipe(config.dataset), **given, **reading, **vars(config.output))
+    return config, classify.resolve(run)
+
+
 def main(config: Config) -> dict[str, float]:
-    """Times both in turn and prints the medians; returns them."""
-    names = ("dataset", "data_dir", "model", "batch_size")
-    settings = classify.Config(run_dir=Path("unused"), **{name: getattr(config, name) for name in names})
-    settings = classify.resolve(settings)
-    mesh = sharding.make_mesh()
-    sharding.check_batch(settings.batch_size, mesh)
-    if config.streamed:
-        settings = dataclasses.replace(settings, in_memory_bytes=0)
-    experiment = classify.build(settings)
-    plan, source = experiment.plan, experiment.splits.train
-    step = train.make_train_step(plan, plan.phases[0], experiment.variables["params"], mesh)
-    state = sharding.replicate(train.init_state(plan, experiment.variables), mesh)
-    put = partial(sharding.shard_batch, mesh=mesh)
-    transform = classify.host_transform(settings)
-    reading = {"transform": transform, "threads": config.threads, "workers": config.workers}
-    stream = map(put, pipeline.train_batches(source, settings.batch_size, 0, **reading))
-    fixed = itertools.repeat(next(stream))
-    kinds = {"pipeline": stream, "fixed batch": fixed}
+    """Times the two in turn, prints the medians, writes the report; returns the summary."""
+    config, run_config = resolve(config)
+    mesh = experiment.mesh(run_config.batch_size)
+    built = classify.build(run_config)
+    plan, source, size = built.plan, built.splits.train, run_config.batch_size
+    state = sharding.place(train.init_state(plan, built.variables), mesh)
+    step = train.make_train_step(plan, plan.phases[0], state, mesh)
+    batches = config.reading.batches(source, size, 0)
+    stream = map(partial(sharding.shard_batch, mesh=mesh), batches(0))
+    kinds = {"pipeline": stream, "fixed": itertools.repeat(next(stream))}
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for number in range(config.rounds + 1):
-        for kind, batches in kinds.items():
-            state, measured = rate(step, state, batches, config.steps)
-            if number:  # the first round compiles
-                rates[kind].append(measured)
-    medians = {kind: statistics.median(values) for kind, values in rates.items()}
-    ratio = medians["pipeline"] / medians["fixed batch"]
-    rows = [
-        {"input": kind, "steps/s": medians[kind], "images/s": medians[kind] * settings.batch_size} for kind in kinds
-    ]
-    report.table(f"{settings.model} on {config.dataset}, batch {settings.batch_size}: ratio {ratio:.3f}", rows)
-    return {**medians, "ratio": ratio}
+    with experiment.opened(config, built.splits) as run:
+        for number in range(config.rounds + 1):
+            for kind, batches in kinds.items():
+                state, measured = rate(step, state, batches, config.steps)
+                if number:  # the first round compiles
+                    rates[kind].append(measured)
+        medians = {kind: statistics.median(values) for kind, values in rates.items()}
+        summary = {f"steps_per_second/{kind}": value for kind, value in medians.items()}
+        summary["ratio"] = medians["pipeline"] / medians["fixed"]
+        run.finish(summary)
+    rows = [{"input": kind, "steps/s": x, "images/s": x * size} for kind, x in medians.items()]
+    report.table(f"{run_config.model} on {config.dataset}, batch {size}: ratio {summary['ratio']:.3f}", rows)
+    return summary
 
 
 if __name__ == "__main__":
-    report.main(lambda: main(tyro.cli(Config)))
+    cli.main(main, Config)

@@ -1,11 +1,11 @@
-"""A labelling check: draws samples, counts classes and sizes, and lists what is wrong and where.
+"""Check of a data set's labels: draws samples, counts classes and sizes, and lists each fault with its place.
 
     python experiments/inspect_data.py photos                     # one sub-folder of images per class
     python experiments/inspect_data.py animals --split train      # Pascal VOC, as LabelImg writes it
     python experiments/inspect_data.py coco --split val2017       # COCO JSON; or VGG Image Annotator's JSON or CSV
 
-Every picture is decoded: about 600 photos of 500×375 a second on 2 CPU cores. The run folder gets samples.png,
-classes.csv, faults.csv and summary.json. To expect: ``shared/data/bccd`` has 364 pictures and 4,888 boxes, two of which
+Every image is decoded: about 600 photos of 500×375 a second on 2 CPU cores. The run folder gets samples.png,
+classes.csv, faults.csv and summary.json. To expect: ``shared/data/bccd`` has 364 images and 4,888 boxes, two of which
 have no area.
 """
 
@@ -21,42 +21,41 @@ from typing import Any
 import numpy as np
 import tyro
 
-from cnnjax import plot, report
-from cnnjax.data import annotations, host, sources
+from cnnjax import cli, experiment, plot, report, settings
+from cnnjax.data import annotations, sources
 from cnnjax.data.annotations import Annotations, Fault, NoAnnotationsError
-from cnnjax.types import UserError
+from cnnjax.data.formats import folders, images
+from cnnjax.types import Picture, UserError
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to look at."""
+    """Data set, and the samples to draw from it."""
 
     data: tyro.conf.Positional[Path]
     """Class folders, a Pascal VOC folder, or COCO or VGG Image Annotator's annotations: a folder or a file."""
     split: str | None = None
-    """Which list of a VOC folder, or which annotation file; None: all, or the only one."""
-    samples: int = 16
-    """Pictures to draw."""
-    seed: int = 0
-    """Which ones."""
-    run_dir: Path | None = None
-    """Where the report goes; a new folder under runs/ if not given."""
-    smoke: bool = False
-    """Four samples, whatever --samples says."""
+    """List of a VOC folder, or annotation file; None: all, or the only one."""
+    samples: settings.PositiveInt = 16
+    """Number of images to draw."""
+    seed: settings.NonNegativeInt = 0
+    """Seed of the choice of images to draw."""
+
+    output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
 
 @dataclass
 class Findings:
-    """What is known of a data set, of either sort."""
+    """Counts, sizes and faults of a data set, class folders or annotations."""
 
     kind: str
     classes: tuple[str, ...]
-    images: Counter[str]  # class → pictures that have it
-    objects: Counter[str] = field(default_factory=Counter)  # class → boxes
-    sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) of the readable pictures
+    images: Counter[str]  # class → number of images that have it
+    objects: Counter[str] = field(default_factory=Counter)  # class → number of boxes
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) of the readable images
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     faults: list[Fault] = field(default_factory=list)
-    paths: list[Any] = field(default_factory=list)  # of the readable pictures, or their records
+    paths: list[Any] = field(default_factory=list)  # of the readable images, or their records
 
 
 FOLDER_FAULTS = {
@@ -66,14 +65,14 @@ FOLDER_FAULTS = {
 }
 
 
-def of_folder(source: sources.Folder) -> Findings:
-    """Of class folders: every file is read, decoded, and compared with the others."""
+def of_folder(source: folders.Folder) -> Findings:
+    """Findings in class folders: every file is read, decoded, and compared with the others."""
 
     def look(path: Path) -> tuple[tuple[int, int] | None, str]:
         content = path.read_bytes()
         try:
-            image = host.decode(content, source.channels, path, upright=True)
-        except host.CorruptImageError as error:
+            image = images.decode(content, source.channels, path, upright=True)
+        except images.CorruptImageError as error:
             return None, str(error)
         return (image.shape[1], image.shape[0]), hashlib.sha256(content).hexdigest()
 
@@ -95,7 +94,7 @@ def of_folder(source: sources.Folder) -> Findings:
 
 
 def of_boxes(data: Annotations) -> Findings:
-    """Of annotations that were checked."""
+    """Findings in annotations that were checked."""
     found = Findings(data.kind, data.classes, Counter(), faults=list(data.faults), paths=list(data.records))
     for record in data.records:
         found.images.update(data.classes[label] for label in np.unique(record.labels))
@@ -106,16 +105,16 @@ def of_boxes(data: Annotations) -> Findings:
 
 
 def look(path: Path, split: str | None) -> Findings:
-    """Annotations where there are some, else class folders.
+    """Findings in annotations where there are some, else in class folders.
 
     Raises:
-      UserError: neither, or annotations that cannot be read.
+      UserError: there are neither, or the annotations cannot be read.
     """
     try:
         return of_boxes(annotations.open(path, split, check=True))
     except NoAnnotationsError as error:
         try:
-            source = sources.Folder.open(path)
+            source = folders.Folder.open(path)
         except UserError as other:
             raise UserError(f"{error}; or class folders, but {other}") from other
     if split is not None:
@@ -133,7 +132,7 @@ def class_rows(found: Findings) -> list[dict[str, Any]]:
 
 
 def size_rows(found: Findings) -> list[dict[str, Any]]:
-    """Smallest, middle and largest of what can be measured, in pixels."""
+    """Smallest, median and largest of each size, in pixels."""
     width, height = np.array(found.sizes or [(0, 0)]).T
     measured = {"image width": width, "image height": height}
     if len(found.boxes):
@@ -145,20 +144,23 @@ def size_rows(found: Findings) -> list[dict[str, Any]]:
     ]
 
 
-def draw(found: Findings, count: int, seed: int) -> Any:
-    """A figure of ``count`` pictures drawn at random."""
+def draw(found: Findings, count: int, seed: int) -> plot.Figure:
+    """Figure of ``count`` images drawn at random, with their boxes."""
     chosen = np.random.default_rng(seed).permutation(len(found.paths))[:count]
-    items = [found.paths[i] for i in chosen]
+    return plot.pictures([drawn(found, found.paths[i]) for i in chosen])
+
+
+def drawn(found: Findings, item: Any) -> Picture:
+    """Image with its class, or with its boxes and their classes."""
     if found.kind == "class folders":
-        images = [host.decode(path, 3, path, upright=True) for path, _ in items]
-        return plot.image_grid(images, [found.classes[label] for _, label in items], 4, 2.4)
-    images = [annotations.picture(record) for record in items]
-    titles = [record.path.name for record in items]
-    return plot.boxed(images, [r.boxes for r in items], [r.labels for r in items], found.classes, titles)
+        path, label = item
+        return Picture(images.decode(path, 3, path, upright=True), found.classes[label])
+    names = tuple(found.classes[label] for label in item.labels)
+    return Picture(annotations.picture(item), item.path.name, item.boxes, names, tuple(map(int, item.labels)))
 
 
 def write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table with its header."""
+    """Writes a table with its header."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(names)
@@ -166,32 +168,31 @@ def write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) -
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Looks, prints the tables, writes the report; returns the summary."""
-    report.check_ranges(config, above_zero=("samples",), from_zero=("seed",))
+    """Reads everything, prints the tables, writes the report; returns the summary."""
+    config = experiment.resolve(config, f"inspect-{config.data.name or 'data'}")
     found = look(config.data.expanduser(), config.split)
-    folder = report.run_folder(config.run_dir, f"inspect-{config.data.name or 'data'}")
-    folder.mkdir(parents=True, exist_ok=True)
-    report.write_json(folder / "config.json", report.as_dict(config))
     rows, kinds = class_rows(found), Counter(fault.kind for fault in found.faults)
     summary = {"kind": found.kind, "images": len(found.sizes), "boxes": len(found.boxes), "classes": len(rows)}
     summary |= {f"faults/{kind}": count for kind, count in sorted(kinds.items())}
-    write_csv(folder / "classes.csv", list(rows[0]) if rows else ["class"], [list(row.values()) for row in rows])
-    write_csv(folder / "faults.csv", Fault._fields, found.faults)
-    if found.paths:
-        plot.save(draw(found, 4 if config.smoke else config.samples, config.seed), folder / "samples.png")
-    report.write_json(folder / "summary.json", summary)
+    with experiment.opened(config, {}) as run:
+        write_csv(run.dir / "classes.csv", list(rows[0]) if rows else ["class"], [list(x.values()) for x in rows])
+        write_csv(run.dir / "faults.csv", Fault._fields, found.faults)
+        run.finish(summary)
+        if found.paths:
+            count = 4 if config.output.smoke else config.samples
+            experiment.draw(run, {"samples.png": lambda: draw(found, count, config.seed)})
     report.table(f"{config.data.name}: {found.kind}, {len(found.sizes)} images, {len(found.boxes)} boxes", rows)
     report.table("sizes", size_rows(found))
-    said = {**annotations.FAULTS, **(FOLDER_FAULTS if found.kind == "class folders" else {})}
+    known = {**annotations.FAULTS, **(FOLDER_FAULTS if found.kind == "class folders" else {})}
     examples = {fault.kind: fault for fault in reversed(found.faults)}
     faults = [
-        {"fault": kind, "what becomes of it": said[kind], "times": n, "first": examples[kind].file.name}
+        {"fault": kind, "what becomes of it": known[kind], "times": n, "first": examples[kind].file.name}
         for kind, n in kinds.most_common()
     ]
     report.table("faults", faults)
-    print(f"{len(found.faults)} faults; samples.png, classes.csv and faults.csv in {folder}")
+    print(f"{len(found.faults)} faults; samples.png, classes.csv and faults.csv in {run.dir}")
     return summary
 
 
 if __name__ == "__main__":
-    report.main(lambda: main(tyro.cli(Config)))
+    cli.main(main, Config)

@@ -1,4 +1,4 @@
-"""Uses what export.py wrote, with jax, NumPy and Pillow alone: nothing of this repository is needed, copy the file.
+"""Runs a network that export.py wrote, with only jax, NumPy and Pillow: this file works without the repository.
 
 python experiments/use_exported.py runs/export-flowers/network.stablehlo photo.jpg other.jpg
 """
@@ -13,22 +13,22 @@ from PIL import Image, ImageOps
 
 
 def prepare(image: Image.Image, about: dict) -> np.ndarray:
-    """uint8 [s, s, c], as network.json says: "fit" is how the image becomes a square of "image_size"."""
+    """uint8 [s, s, c] as network.json describes: "fit" is the way to make the image a square of "image_size"."""
     size, shorter = about["image_size"], about["resize"]
     resample = Image.Resampling[about["resample"].upper()]
     image = ImageOps.exif_transpose(image).convert("RGB" if about["channels"] == 3 else "L")
     width, height = image.size
     short = min(width, height)
-    if about["fit"] == "squeeze":  # all of it, proportions lost
+    if about["fit"] == "squeeze":  # the whole image, proportions lost
         image = image.resize((size, size), resample)
     elif about["fit"] == "square":  # the largest central square
         left, top = (width - short) // 2, (height - short) // 2
         image = image.resize((size, size), resample, (left, top, left + short, top + short))
-    elif about["fit"] == "crop":  # shorter side to "resize", then the centre
+    elif about["fit"] == "crop":  # shorter side to "resize", then the center
         image = image.resize((int(shorter * width / short), int(shorter * height / short)), resample)
         left, top = (round((side - size) / 2) for side in image.size)
         image = image.crop((left, top, left + size, top + size))
-    else:  # center: the same, rounded otherwise
+    else:  # center: the same with another rounding
         factor = size / short
         image = image.resize((max(size, round(width * factor)), max(size, round(height * factor))), resample)
         left, top = ((side - size) // 2 for side in image.size)
@@ -37,7 +37,7 @@ def prepare(image: Image.Image, about: dict) -> np.ndarray:
 
 
 def main(program: Path, photos: list[str]) -> None:
-    """Prints a line of JSON for each photo."""
+    """Prints a line of JSON for each image."""
     network = jax.export.deserialize(bytearray(program.read_bytes()))
     about = json.loads(program.with_suffix(".json").read_text())
     images = np.stack([prepare(Image.open(photo), about) for photo in photos])
@@ -45,7 +45,7 @@ def main(program: Path, photos: list[str]) -> None:
     for i, photo in enumerate(photos):
         best = said["probabilities"][i].argsort()[::-1][:5]
         line = {"file": photo, "scores": {about["classes"][k]: float(said["probabilities"][i, k]) for k in best}}
-        if "boxes" in said:  # xyxy as shares of the photo's sides
+        if "boxes" in said:  # xyxy as shares of the image's sides
             line["box"] = (said["boxes"][i] / about["image_size"]).round(4).tolist()
         print(json.dumps(line))
 

@@ -1,1 +1,38 @@
-"""One file per task: its loss, its evaluation, its predictions; the model is an argument."""
+"""Tasks: one file each, which a run's card finds by the task's name.
+
+``network(create, classes, **head)`` makes the module; ``create(num_classes=…)`` is ``models.create`` of the card's
+model. ``task(model, prepare, classes, **options)`` makes the `Task` of that module; ``prepare`` turns uint8 images into
+what the model takes. To add a task, add a file; no other file changes.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+import flax.linen as linen
+
+from cnnjax.types import Array, Task, UserError
+
+Prepare = Callable[[Array], Array]
+"""uint8 images [n, h, w, c] → what a model takes."""
+
+
+class Module(Protocol):
+    """Definitions that every file in this package has."""
+
+    def network(self, create: Callable[..., linen.Module], classes: Sequence[str], **head: Any) -> linen.Module: ...
+
+    def task(self, model: linen.Module, prepare: Prepare, classes: Sequence[str], **options: Any) -> Task: ...
+
+
+def named(name: str) -> Module:
+    """Module of the task called ``name`` in a run's card.
+
+    Raises:
+      UserError: no such task; the message lists all tasks.
+    """
+    names = [info.name for info in pkgutil.iter_modules(__path__)]
+    if name not in names:
+        raise UserError(f"unknown task {name!r}; tasks: {', '.join(names)}")
+    return cast(Module, importlib.import_module(f"{__name__}.{name}"))

@@ -1,8 +1,8 @@
-"""Image classification for any model that returns ``(logits, endpoints)``: loss, evaluation, prediction, pictures."""
+"""Image classification for any model that returns ``(logits, endpoints)``: losses, evaluation, prediction, figures."""
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ import numpy as np
 import optax
 from flax import linen
 
-from cnnjax import plot, sharding, train
-from cnnjax.data.host import Transform
+from cnnjax import plot
 from cnnjax.data.sources import Source
 from cnnjax.metrics import classification
-from cnnjax.types import Array, Batch, Key, PyTree
+from cnnjax.tasks import Prepare
+from cnnjax.types import Array, Batch, Example, Key, Picture, Prediction, PyTree, Rows, Sums, Task
 
-Preprocess = Callable[[Array], Array]
 ExampleLoss = Callable[[Array, Array], Array]
+"""(logits [n, classes], labels [n] or distributions [n, classes]) → losses [n]."""
 
 
 def unit(images: Array) -> Array:
@@ -42,7 +42,7 @@ def smoothed(loss: ExampleLoss, epsilon: float) -> ExampleLoss:
 
 
 def weighted(loss: ExampleLoss, weights: Array | None) -> ExampleLoss:
-    """Each example's loss times the weight of its class, [classes]; of mixed labels, the mean of theirs."""
+    """Each example's loss times the weight of its class, [classes]; for mixed labels the mean of their weights."""
     if weights is None:
         return loss
 
@@ -54,33 +54,59 @@ def weighted(loss: ExampleLoss, weights: Array | None) -> ExampleLoss:
 
 
 def balanced(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Weights [classes] for ``weighted`` by which each class counts the same; their mean over the examples is 1."""
+    """Weights [classes] for ``weighted`` that make all classes count the same; their mean over the examples is 1."""
     counts = np.bincount(labels, minlength=classes)
     return (counts.sum() / (classes * np.maximum(counts, 1))).astype(np.float32)
 
 
-def _call(model: linen.Module, variables: PyTree, batch: Batch, preprocess: Preprocess | None, **kwargs: Any) -> Any:
-    """``model.apply`` on the images; on ``features``, where a batch has these, by ``model.from_pooled``."""
-    if "features" in batch:
-        return model.apply(variables, batch["features"], method="from_pooled", **kwargs)
-    return model.apply(variables, batch["image"] if preprocess is None else preprocess(batch["image"]), **kwargs)
+def network(create: Callable[..., linen.Module], classes: Sequence[str]) -> linen.Module:
+    """Model with a head of its own for ``classes``."""
+    return create(num_classes=len(classes))
 
 
-def loss_fn(model: linen.Module, loss: ExampleLoss = cross_entropy) -> Callable:
-    """The training loss of ``train.Plan``.
+def task(
+    model: linen.Module,
+    prepare: Prepare,
+    classes: Sequence[str],
+    *,
+    loss: ExampleLoss = cross_entropy,
+    eval_loss: ExampleLoss = cross_entropy,
+) -> Task:
+    """Classification by ``model``.
+
+    Batches have ``image`` (uint8 [n, h, w, c]; float in training, as augmentation left it) and ``label`` int32 [n]; in
+    training ``target`` in its place, distributions [n, classes], where labels are mixed. ``features`` in place of
+    ``image`` go to ``model.from_pooled`` (see ``tasks.transfer``).
 
     Args:
-      loss: (logits [n, classes], targets) → [n].
-
-    Returns:
-      (variables, batch, key) → (mean loss, (new model state, sums)). ``batch["image"]`` is float, as augmentation left
-      it; ``batch["features"]`` in its place goes to ``model.from_pooled`` (``transfer.Transfer``). The loss is taken
-      on ``batch["target"]`` where that exists (mixed labels), else on ``batch["label"]``. That of auxiliary heads is
-      added with the weights that the model's class gives in ``aux_weights``; the sums leave it out.
+      loss: loss that training minimizes. Auxiliary heads add theirs with the weights of ``model.aux_weights``.
+      eval_loss: loss that evaluation reports.
     """
-    auxiliary: Mapping[str, float] = getattr(model, "aux_weights", {})
 
-    def compute(variables: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[PyTree, Any]]:
+    def predict(variables: PyTree, images: Array) -> dict[str, Array]:
+        logits, _ = model.apply(variables, prepare(images), train=False)
+        return {"probabilities": jax.nn.softmax(logits)}
+
+    return Task(
+        loss_fn=_loss_fn(model, loss),
+        eval_fn=_eval_fn(model, prepare, eval_loss),
+        figures=figures,
+        predict=predict,
+        describe=lambda prediction, most: {"predictions": top(prediction["probabilities"], classes, most)},
+        draw=lambda example, prediction: draw(example, prediction, classes),
+        best="accuracy",
+    )
+
+
+def _call(model: linen.Module, variables: PyTree, batch: Batch, prepare: Prepare | None, **kwargs: Any) -> Any:
+    """``model.apply`` on the images, or ``model.from_pooled`` on the features where a batch has these."""
+    if "features" in batch:
+        return model.apply(variables, batch["features"], method="from_pooled", **kwargs)
+    return model.apply(variables, batch["image"] if prepare is None else prepare(batch["image"]), **kwargs)
+
+
+def _loss_fn(model: linen.Module, loss: ExampleLoss) -> Callable:
+    def compute(variables: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[PyTree, Sums]]:
         state_names = [name for name in variables if name != "params"]
         (logits, endpoints), state = _call(
             model, variables, batch, None, train=True, rngs={"dropout": key}, mutable=state_names
@@ -88,7 +114,7 @@ def loss_fn(model: linen.Module, loss: ExampleLoss = cross_entropy) -> Callable:
         target = batch.get("target", batch["label"])
         losses = loss(logits, target)
         total = losses.mean()
-        for name, weight in auxiliary.items():
+        for name, weight in model.aux_weights.items():
             if name in endpoints:  # a model may be built without them
                 total += weight * loss(endpoints[name], target).mean()
         return total, (state, classification.sums(losses, logits, batch["label"]))
@@ -96,76 +122,85 @@ def loss_fn(model: linen.Module, loss: ExampleLoss = cross_entropy) -> Callable:
     return compute
 
 
-def eval_fn(model: linen.Module, preprocess: Preprocess, loss: ExampleLoss = cross_entropy) -> Callable:
-    """(variables, batch with uint8 images (or ``features``) and mask) → sums with the ``confusion`` matrix."""
-
-    def compute(variables: PyTree, batch: Batch) -> dict[str, Array]:
-        logits, _ = _call(model, variables, batch, preprocess, train=False)
-        losses, mask = loss(logits, batch["label"]), batch["mask"]
-        counts = classification.confusion(logits, batch["label"], mask)
-        return {**classification.sums(losses, logits, batch["label"], mask), "confusion": counts}
-
-    return compute
-
-
-def predict_fn(model: linen.Module, preprocess: Preprocess) -> Callable:
-    """(variables, batch with uint8 images) → probabilities float32 [n, classes]."""
-
-    def compute(variables: PyTree, batch: Batch) -> Array:
-        logits, _ = model.apply(variables, preprocess(batch["image"]), train=False)
-        return jax.nn.softmax(logits)
+def _eval_fn(model: linen.Module, prepare: Prepare, loss: ExampleLoss) -> Callable:
+    def compute(variables: PyTree, batch: Batch) -> tuple[Sums, Rows]:
+        logits, _ = _call(model, variables, batch, prepare, train=False)
+        label, mask = batch["label"], batch["example_mask"]
+        losses = loss(logits, label)
+        counts = classification.confusion(logits, label, mask)
+        sums = {**classification.sums(losses, logits, label, mask), "confusion": counts}
+        rows = {
+            "label": label,
+            "predicted": logits.argmax(-1),
+            "confidence": jax.nn.softmax(logits).max(-1),
+            "rank": classification.ranks(logits, label),
+            "loss": losses,
+        }
+        return sums, rows
 
     return compute
 
 
-class Outcome(NamedTuple):
-    """What a model said of every example of a split, in the split's order.
+def figures(sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """``loss``, ``accuracy``, ``top5`` where there are more than 5 classes, and with rows ``calibration_error``."""
+    found = classification.figures(sums)
+    if rows:
+        bins = classification.calibration(rows["confidence"], rows["predicted"] == rows["label"])
+        found["calibration_error"] = classification.calibration_error(bins)
+    return found
 
-    Attributes:
-      labels: int [n].
-      probabilities: float32 [n, classes].
-      confusion: counts [classes, classes], row = true class.
+
+def named(text: str) -> tuple[str, str]:
+    """(WordNet id, name) for a text such as "n01440764 tench", ("", text) for others."""
+    wordnet = re.fullmatch(r"(n\d{8}) (.*)", text)
+    return ("", text) if wordnet is None else (wordnet[1], wordnet[2])
+
+
+def top(probabilities: Array, classes: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """The likeliest classes of one image: ``name``, ``score``, and ``wnid`` where a name begins with a WordNet id."""
+    probabilities = np.asarray(probabilities)
+    found = []
+    for place in np.argsort(-probabilities, kind="stable")[:most]:
+        wnid, name = named(classes[place])
+        found.append({**({"wnid": wnid} if wnid else {}), "name": name, "score": float(probabilities[place])})
+    return found
+
+
+def draw(example: Example, prediction: Prediction, classes: Sequence[str]) -> Picture:
+    """Image under its likeliest classes, and under its true class where the example has a label."""
+    lines = [f"{each['name'][:26]} {each['score']:.0%}" for each in top(prediction["probabilities"], classes, 5)]
+    truth = [f"is {classes[int(example['label'])]}"] if "label" in example else []
+    return Picture(example["image"], "\n".join(truth + lines))
+
+
+def pictures(
+    source: Source, sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], params: PyTree
+) -> dict[str, Callable[[], plot.Figure]]:
+    """File name → function that draws confusion, worst mistakes, calibration or the filters of a first layer.
+
+    Args:
+      source: images that were evaluated, each of the shape that the network takes.
+      sums: totals of the evaluation.
+      rows: a row for each image of ``source``.
+      params: parameters of the network.
     """
 
-    labels: np.ndarray
-    probabilities: np.ndarray
-    confusion: np.ndarray
+    def mistakes() -> plot.Figure:
+        wrong = np.flatnonzero(rows["label"] != rows["predicted"])
+        worst = wrong[np.argsort(-rows["confidence"][wrong], kind="stable")][:25]
+        images = [source[int(index)]["image"] for index in worst]
+        label, predicted, confidence = (rows[name][worst] for name in ("label", "predicted", "confidence"))
+        return plot.mistakes(images, label, predicted, confidence, source.classes)
 
-
-def test(
-    model: linen.Module,
-    preprocess: Preprocess,
-    loss: ExampleLoss,
-    variables: PyTree,
-    batches: Iterable[Batch],
-    mesh: jax.sharding.Mesh,
-) -> tuple[dict[str, float], Outcome]:
-    """One pass over a split: its figures (``test/loss``, ``test/accuracy``, …) and everything the model said."""
-    evaluate, predict = eval_fn(model, preprocess, loss), predict_fn(model, preprocess)
-
-    def compute(variables: PyTree, batch: Batch) -> tuple:
-        # XLA computes the logits, which both need, once; all outputs are whole on every process.
-        return evaluate(variables, batch), batch["label"], predict(variables, batch), batch["mask"]
-
-    step = train.make_eval_step(compute, mesh)
-    results = [jax.device_get(step(variables, sharding.shard_batch(batch, mesh))) for batch in batches]
-    totals = train.add_up([sums for sums, *_ in results])
-    labels, probabilities, mask = (np.concatenate(parts) for parts in list(zip(*results, strict=True))[1:])
-    outcome = Outcome(labels[mask > 0], probabilities[mask > 0], totals["confusion"])
-    return classification.figures(totals, "test/"), outcome
-
-
-def pictures(directory: Path, source: Source, outcome: Outcome, params: PyTree, transform: Transform | None) -> None:
-    """confusion.png, mistakes.png and, if the first convolution sees an image, filters.png, in ``directory``."""
-    plot.save(plot.confusion(outcome.confusion, source.classes), directory / "confusion.png")
-    predicted = outcome.probabilities.argmax(-1)
-    wrong = np.flatnonzero(outcome.labels != predicted)
-    worst = wrong[np.argsort(-outcome.probabilities[wrong, predicted[wrong]], kind="stable")][:25]
-    images = [source[int(index)]["image"] for index in worst]
-    images = images if transform is None else [transform(image) for image in images]
-    chosen = (outcome.labels[worst], predicted[worst], outcome.probabilities[worst])
-    plot.save(plot.mistakes(np.array(images), *chosen, source.classes), directory / "mistakes.png")
+    drawings: dict[str, Callable[[], plot.Figure]] = {
+        "confusion.png": lambda: plot.confusion(sums["confusion"], source.classes),
+        "mistakes.png": mistakes,
+        "calibration.png": lambda: plot.reliability(
+            classification.calibration(rows["confidence"], rows["predicted"] == rows["label"])
+        ),
+    }
     kernels = (np.asarray(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim == 4)
     first = next((kernel for kernel in kernels if kernel.shape[2] in (1, 3) and kernel.shape[0] > 1), None)
     if first is not None:
-        plot.save(plot.filters(first), directory / "filters.png")
+        drawings["filters.png"] = lambda: plot.filters(first)
+    return drawings

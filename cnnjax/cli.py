@@ -1,0 +1,40 @@
+"""Start of every script: reads the flags, and reports an error that the user can correct in one line."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from cnnjax import compiler, sharding
+from cnnjax.types import UserError
+
+Config = TypeVar("Config")
+
+
+def main(
+    run: Callable[[Config], object], config: type[Config], recipe: Callable[[Config], Config] | None = None
+) -> None:
+    """Reads the flags, joins a multi-process run if there is one, calls ``run(config)``.
+
+    A ``UserError`` becomes one line on stderr and exit status 2. Compiled programs are kept for the next
+    run, see ``compiler.enable_cache``.
+
+    Args:
+      run: a script's main function.
+      config: its settings; tyro makes the flags.
+      recipe: config with the values of the flags → config whose values are used where no flag is given.
+    """
+    # Orbax's threads log errors with tracebacks, which are also raised in the main thread.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    compiler.enable_cache()
+    try:
+        settings = tyro.cli(config)
+        if recipe is not None:
+            settings = tyro.cli(config, default=recipe(settings))
+        sharding.start()
+        run(settings)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,252 @@
+"""Opening and closing of a run: mesh, data, folder, evaluation, summary, network, figures, tables."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cnnjax import compiler, optim, plot, report, serving, settings, sharding, train
+from cnnjax.data import augment, pipeline, sources
+from cnnjax.data.catalog import Splits
+from cnnjax.data.transforms import Transform
+from cnnjax.tasks import Prepare
+from cnnjax.tasks.classify import unit
+from cnnjax.types import Batch, Key, PyTree, Task, UserError
+
+Config = TypeVar("Config")
+SMOKE_EXAMPLES = 64
+PICTURED = 24  # examples in examples.png
+
+
+def resolve(config: Config, name: str) -> Config:
+    """Config whose numbers are checked and that has a run folder: the one given, else ``runs/NAME-TIME``.
+
+    Raises:
+      UserError: a number is out of its range, or a run of several processes has no folder.
+    """
+    settings.check(config)
+    given = config.output.run_dir  # type: ignore[attr-defined]
+    if given is not None:
+        return settings.change(config, run_dir=Path(given).expanduser())
+    if jax.process_count() > 1:
+        raise UserError("give a run of several processes one --run-dir that all of them see")
+    return settings.change(config, run_dir=Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def smoke(config: Config, batch_size: int) -> Config:
+    """Config of a small transfer learning: a tiny base (for random weights), one epoch per phase, every step logged."""
+    phases = tuple(replace(phase, epochs=1) for phase in config.phases)  # type: ignore[attr-defined]
+    return settings.change(config, weights=settings.SMOKE, file=None, phases=phases, batch_size=batch_size, log_every=1)
+
+
+def mesh(batch_size: int, accumulate: int = 1, *, tune_malloc: bool = False) -> Mesh:
+    """Mesh of all devices.
+
+    Args:
+      tune_malloc: see ``compiler.tune_malloc``.
+
+    Raises:
+      UserError: batches of ``batch_size`` cannot be split over them.
+    """
+    if tune_malloc:
+        compiler.tune_malloc()
+    result = sharding.make_mesh()
+    sharding.check_batch(batch_size, result, accumulate)
+    return result
+
+
+def load(
+    splits: Splits,
+    reading: settings.Reading,
+    transform: Transform | None,
+    *,
+    smoke: bool = False,
+    keep_train: bool = False,
+) -> Splits:
+    """Splits ready for training and evaluation: transformed, and in memory where they fit.
+
+    Args:
+      transform: brings every image to one shape; None: they have one.
+      smoke: take a few examples of each split.
+      keep_train: leave the training split as it is, because its images are cropped at random each time.
+
+    Raises:
+      UserError: images that cannot be read (unless they are skipped), or differ in shape.
+    """
+    return Splits(
+        **{
+            part: _load(part, source, reading, transform, smoke, keep_train and part == "train")
+            for part, source in vars(splits).items()
+        }
+    )
+
+
+def _load(
+    part: str, source: sources.Source, reading: settings.Reading, transform: Transform | None, smoke: bool, keep: bool
+) -> sources.Source:
+    if smoke:
+        source = sources.Subset(source, np.random.default_rng(0).permutation(len(source))[:SMOKE_EXAMPLES])
+    if reading.skip_corrupt:
+        source, errors = sources.readable(source)
+        for error in errors:
+            print(f"skipped: {error}")
+        print(f"{part}: {len(source)} images, {len(errors)} corrupt ones skipped")
+    if keep:
+        return source
+    source = source if transform is None else sources.Mapped(source, transform)
+    return sources.in_memory_if_small(source, reading.in_memory_bytes)
+
+
+def augmentation(
+    op: augment.Op, prepare: Prepare | None = None, mixing: settings.Mixing | None = None, classes: int = 0
+) -> Callable[[Key, Batch], Batch]:
+    """(key, batch of uint8 images) → augmented batch for ``train.Plan``; a batch of features stays as it is.
+
+    Args:
+      op: changes each example.
+      prepare: images in 0 … 255 → what the model takes; None: images in 0 … 1.
+      mixing: mixes pairs of examples.
+      classes: number of classes of the labels to mix.
+    """
+
+    def apply(key: Key, batch: Batch) -> Batch:
+        if "image" not in batch:
+            return batch
+        each, pairs = (key, key) if mixing is None else jax.random.split(key)
+        batch = augment.per_example(op, each, {**batch, "image": unit(batch["image"])})
+        batch = batch if mixing is None else mixing.apply(pairs, batch, classes)
+        return batch if prepare is None else {**batch, "image": prepare(255 * batch["image"])}
+
+    return apply
+
+
+@contextmanager
+def opened(config: Any, facts: Mapping[str, Any] | Splits) -> Iterator[report.Run]:
+    """Run folder of a config, locked; one that holds another run is refused.
+
+    Args:
+      facts: other values that must be the same to resume; from splits, their numbers of examples and the classes.
+    """
+    if isinstance(facts, Splits):
+        counts = {part: len(source) for part, source in vars(facts).items()}
+        facts = {**counts, "classes": list(facts.train.classes)}
+    with report.Run(config.output.run_dir, settings.flat(config), facts, settings.may_differ(config)) as run:
+        yield run
+
+
+class Outcome(NamedTuple):
+    """Evaluation of a split.
+
+    Attributes:
+      figures: flat, each with the name of the split before its own.
+      sums: totals of the task's sums.
+      rows: the task's rows, one for each example in order.
+    """
+
+    figures: dict[str, float]
+    sums: Mapping[str, np.ndarray]
+    rows: Mapping[str, np.ndarray]
+
+
+Scorer = Callable[[PyTree, sources.Source, str], Outcome]
+"""(variables, split, its name) → evaluation."""
+
+
+def scorer(task: Task, mesh: Mesh, batch_size: int, threads: int = 8) -> Scorer:
+    """Evaluation by ``task`` in batches of ``batch_size``, read by ``threads``; compiled once for all splits."""
+    step = train.make_eval_step(task.eval_fn, mesh)
+
+    def score(variables: PyTree, source: sources.Source, split: str) -> Outcome:
+        batches = pipeline.eval_batches(source, batch_size, threads=threads)
+        sums, rows = train.evaluate(step, variables, batches, mesh)
+        return Outcome({f"{split}/{name}": x for name, x in task.figures(sums, rows).items()}, sums, rows)
+
+    return score
+
+
+def rows(eval_fn: Callable, variables: PyTree, source: sources.Source, batch_size: int) -> dict[str, np.ndarray]:
+    """Rows of ``eval_fn`` for every example of a source, in order, with a progress bar.
+
+    Raises:
+      UserError: the batch size does not divide over the devices.
+    """
+    devices = mesh(batch_size)
+    steps = -(-len(source) // batch_size)
+    # Batches as small as possible for their number: few rows only fill the last one.
+    batch_size = -(-len(source) // (steps * devices.size)) * devices.size
+    batches = report.progress(pipeline.eval_batches(source, batch_size), steps, batch_size)
+    step = train.make_eval_step(eval_fn, devices)
+    return train.evaluate(step, sharding.place(variables, devices), batches, devices)[1]
+
+
+Drawings = Mapping[str, Callable[[], plot.Figure]]
+
+
+def finish(run: report.Run, summary: Mapping[str, float], served: serving.Served | None, drawings: Drawings) -> None:
+    """Writes summary.json, the network with its card, and then figures, the training curves among them.
+
+    A figure that cannot be drawn is a warning: by then the results are safe.
+
+    Args:
+      served: network to keep; None: it cannot be served.
+      drawings: file name → function that draws the figure.
+    """
+    run.finish(summary)
+    if served is not None:
+        serving.save(run.dir, served)
+    draw(run, {"curves.png": lambda: plot.curves(run.records()), **drawings})
+
+
+def draw(run: report.Run, drawings: Drawings) -> None:
+    """Writes figures into the run folder; one that cannot be drawn is a warning."""
+    for name, drawing in drawings.items() if run.writes else ():
+        try:
+            plot.save(drawing(), run.dir / name)
+        # matplotlib raises any exception.
+        except Exception as error:
+            print(f"warning: {name} is not drawn: {' '.join(str(error).split())[:200]}")
+
+
+def examples(served: serving.Served, source: sources.Source) -> plot.Figure:
+    """Figure of the first examples of a source with the truth and the network's prediction."""
+    task = served.task
+    few = [source[i] for i in range(min(PICTURED, len(source)))]
+    images = np.stack([example["image"] for example in few])
+    found = jax.device_get(jax.jit(task.predict)(served.variables, images))
+    drawn = [task.draw(example, {name: x[i] for name, x in found.items()}) for i, example in enumerate(few)]
+    return plot.pictures(drawn)
+
+
+def show_plan(plan: train.Plan, params: PyTree, run: report.Run) -> None:
+    """Prints phases and learning rates of each group of parameters, and draws them as plan.png in the run folder."""
+    paths = optim.flatten(params)
+    rows, curves, begin = [], {}, 0
+    for phase in plan.phases:
+        index = optim.match(list(paths), phase.rules)
+        for i, (pattern, schedule) in enumerate(phase.rules):
+            size = sum(leaf.size for path, leaf in paths.items() if index[path] == i)
+            rates = "frozen" if schedule is None else f"{schedule(0):.2g} … {schedule(phase.steps - 1):.2g}"
+            rows.append({"phase": phase.name, "parts": pattern, "parameters": f"{size:,}", "learning rate": rates})
+            if schedule is not None:
+                steps = np.unique(np.linspace(0, phase.steps - 1, 200, dtype=int))
+                curve = np.array([float(schedule(step)) for step in steps])
+                curves[f"{phase.name}: {pattern}"] = (begin + steps, curve)
+        begin += phase.steps
+    report.table("plan", rows)
+    draw(run, {"plan.png": lambda: plot.lines(curves, "step", "learning rate", log=True)})
+
+
+def conclude(
+    run: report.Run, facts: Mapping[str, str], tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+) -> None:
+    """Prints the closing tables: ``tables`` by title, then ``facts`` with the run folder."""
+    for title, rows in (tables or {}).items():
+        report.table(title, rows)
+    lines = {**facts, "results in": str(run.dir)}
+    report.table("result", [{"": name, " ": value} for name, value in lines.items()])

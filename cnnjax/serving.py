@@ -1,0 +1,202 @@
+"""Trained networks in use: kept in their run folder, loaded again, exported for programs without this code."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as linen
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax import atomic, models, pretrained, tasks, weights
+from cnnjax.data import transforms
+from cnnjax.tasks.classify import unit
+from cnnjax.types import Array, PyTree, Task, UserError
+from cnnjax.weights.hub.labels import imagenet_classes
+
+CARD, WEIGHTS = "model.json", "model.safetensors"
+_RENAMED = {"box_maps": "box_features"}  # fields of heads in cards of older runs
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything it takes to use a network, beside its weights; in a run folder it is model.json."""
+
+    task: str
+    """Name of a module of ``cnnjax.tasks``."""
+    model: str
+    """Name of the model, one of ``models.names()``; where the task puts a head on a base, the base."""
+    fields: Mapping[str, Any]
+    """Fields for ``models.create``; ``dtype`` by its name."""
+    head: Mapping[str, Any]
+    """Fields of the module around the base."""
+    classes: tuple[str, ...]
+    """Names of the classes; ImageNet's, which are not unique, have the WordNet ids before them."""
+    preprocess: Literal["unit", "tf", "torch", "caffe"]
+    """unit: pixels / 255; the others: see ``weights.preprocess``."""
+    image_size: int
+    """Height and width in pixels."""
+    channels: int
+    """1 or 3."""
+    fit: Literal["crop", "squeeze", "square", "center"]
+    """Way in which an image becomes a square: see ``pretrained.host_transform``; center: ``transforms.center_crop``."""
+    resize: int
+    """Pixels of the shorter side before the center is cut out, with crop."""
+    resample: Literal["bilinear", "bicubic"]
+
+    def transform(self) -> transforms.Geometric:
+        """Transform of an example of any size to ``image_size`` square."""
+        if self.fit == "center":
+            return transforms.center_crop(self.image_size)
+        return pretrained.host_transform(self, self.fit)
+
+    def prepare(self, images: Array) -> Array:
+        """uint8 [n, h, w, c] → what the model takes."""
+        return unit(images) if self.preprocess == "unit" else weights.preprocess(images, self.preprocess)
+
+    def module(self, create: Callable[..., linen.Module] = models.create) -> linen.Module:
+        """Network without weights; ``create`` makes its model from the name and the fields."""
+        fields = dict(self.fields)
+        if isinstance(fields.get("dtype"), str):
+            fields["dtype"] = jnp.dtype(fields["dtype"])
+        make = functools.partial(create, self.model, **fields)
+        return tasks.named(self.task).network(make, self.classes, **self.head)
+
+    def make_task(self, model: linen.Module, **options: Any) -> Task:
+        """Task of the network; ``options`` are for training."""
+        return tasks.named(self.task).task(model, self.prepare, self.classes, **options)
+
+
+class Served(NamedTuple):
+    """Network, ready to be called."""
+
+    card: Card
+    model: linen.Module
+    variables: PyTree
+
+    @property
+    def task(self) -> Task:
+        """Task of the network, to predict, evaluate, describe and draw."""
+        return self.card.make_task(self.model)
+
+    def predict(self, variables: PyTree, images: Array) -> dict[str, Array]:
+        """Prediction for uint8 [n, s, s, c]; ``variables`` are ``self.variables``, as an argument of a jit.
+
+        Returns:
+          Arrays [n, …] of the task, such as ``probabilities`` float32 [n, classes] and, of a localizer, ``boxes``
+          float32 [n, 4], xyxy in pixels.
+        """
+        return self.task.predict(variables, images)
+
+
+def of_published(network: pretrained.Network, fit: pretrained.Resize) -> Served:
+    """Published network with its own head."""
+    return Served(published_card(network.entry, fit), network.model, network.variables)
+
+
+def published_card(entry: weights.Published, fit: pretrained.Resize) -> Card:
+    """Card of a published network with its own head."""
+    return card(entry, "classify", fit, [f"{wnid} {name}" for wnid, name in imagenet_classes()])
+
+
+def card(
+    entry: weights.Published,
+    task: str,
+    fit: pretrained.Resize,
+    classes: Sequence[str],
+    head: Mapping[str, Any] | None = None,
+) -> Card:
+    """Card of a network with the preparation of a published one; ``head`` has fields of the module around the base."""
+    return Card(
+        task=task,
+        model=entry.model,
+        fields=dict(entry.fields),
+        head=dict(head or {}),
+        classes=tuple(classes),
+        preprocess=entry.preprocess,
+        image_size=entry.image_size,
+        channels=3,
+        fit=fit,
+        resize=entry.resize,
+        resample=entry.resample,
+    )
+
+
+def save(folder: Path, served: Served) -> None:
+    """Writes model.safetensors, and then model.json, so that ``load(folder, …)`` finds both or neither."""
+    weights.save(folder / WEIGHTS, served.variables, served.model)
+    if jax.process_index() == 0:
+        atomic.write_json(folder / CARD, asdict(served.card))
+
+
+def load_card(folder: Path) -> Card:
+    """Card of the network that a run has trained.
+
+    Raises:
+      UserError: the run has not ended, or the card is damaged.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        cure = "a run leaves it when its training has ended: start it again with the same command"
+        raise UserError(f"{path}: no such file; {cure if folder.is_dir() else 'there is no such run folder'}")
+    try:
+        content = dict(json.loads(path.read_text()))
+        head = {_RENAMED.get(name, name): value for name, value in content["head"].items()}
+        found = Card(**{**content, "head": head, "classes": tuple(content["classes"])})
+        found.module()
+    except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged or of another version ({error}): start the run again, it ends at once"
+        ) from error
+    return found
+
+
+def load(folder: Path) -> Served:
+    """Network that a run has trained.
+
+    Raises:
+      UserError: the run has not ended, or its files are damaged.
+    """
+    known = load_card(folder)
+    model, shape = known.module(), (known.image_size, known.image_size, known.channels)
+    return Served(known, model, weights.load(folder / WEIGHTS, model, image_size=shape))
+
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export(served: Served, path: Path, platforms: Sequence[str] = PLATFORMS) -> None:
+    """Writes a program with its weights that JAX runs without this package, and a JSON file that describes its use.
+
+    ``jax.export.deserialize(path.read_bytes()).call(images)`` takes uint8 [n, s, s, c], n of any size, and returns what
+    ``Served.predict`` does. It is StableHLO: convolutions are XLA's own on all platforms.
+
+    Args:
+      path: file of the program; the JSON file has its name with the suffix .json.
+      platforms: platforms on which it can run.
+    """
+    known = served.card
+    batch = jax.export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((*batch, known.image_size, known.image_size, known.channels), np.uint8)
+    program = jax.jit(lambda images: served.predict(served.variables, images))
+    exported = jax.export.export(program, platforms=tuple(platforms))(images)
+    about = {
+        "takes": "images, RGB or grey: uint8 [n, image_size, image_size, channels]",
+        "gives": {name: f"{x.dtype} {x.shape}" for name, x in _named(exported)},
+        **{name: getattr(known, name) for name in ("classes", "image_size", "channels", "fit", "resize", "resample")},
+        "platforms": list(exported.platforms),
+        "jax": jax.__version__,
+        "calling_convention_version": exported.calling_convention_version,
+    }
+    atomic.write_bytes(path, bytes(exported.serialize()))
+    atomic.write_json(path.with_suffix(".json"), about)
+
+
+def _named(exported: jax.export.Exported) -> list[tuple[str, Any]]:
+    tree = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    return list(tree.items())

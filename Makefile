@@ -27,7 +27,7 @@ $(PARITY_STAMP): $(STAMP)
 	@touch $@
 
 parity: $(PARITY_STAMP)  ## slow tests: every model takes a step, and equals torchvision's and timm's, which it installs
-	$(BIN)/python -m pytest tests/parity --numprocesses 2 --dist worksteal
+	CNNJAX_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/parity tests/test_ops_cpu.py --numprocesses 2 --dist worksteal
 
 lint: $(STAMP)  ## check style, format and types
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Kills a short run at random moments, resumes it, and compares it with the unbroken run, bit for bit.
+"""Kills a short run at random moments, resumes it, and compares it with an uninterrupted run, bit for bit.
 
     python tests/kills.py --kills 50
     python tests/kills.py --kills 30 --script flowers --dataset FOLDER      # two phases; one sub-folder per class
@@ -38,23 +38,23 @@ def start(run_dir: Path, *flags: str, script: str = "classify", **environment: s
 
 
 def run(run_dir: Path, *flags: str, script: str = "classify", **environment: str) -> None:
-    """Runs it to its end; RuntimeError, with the log, if it fails."""
+    """Runs a script of experiments/ to its end; raises RuntimeError, with the log, if it fails."""
     process = start(run_dir, *flags, script=script, **environment)
     if process.wait(timeout=600):
         raise RuntimeError(run_dir.with_name(f"{run_dir.name}.log").read_text()[-3000:])
 
 
 def final_state(run_dir: Path) -> dict:
-    """Everything in the newest checkpoint, as host arrays."""
+    """Arrays of the newest checkpoint, on the host."""
     newest = max((run_dir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever it was written
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # also where another device wrote it
     args = ocp.args.StandardRestore(fallback_sharding=here)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         return jax.tree.map(np.asarray, checkpointer.restore(newest.resolve() / "state", args=args))
 
 
 def differences(run_dir: Path, unbroken: Path) -> list[str]:
-    """What differs between two finished runs: arrays of the final state, lines of metrics, the summary."""
+    """Differences between two finished runs: arrays of the final state, lines of metrics, the summary."""
     (ours, _), (theirs, _) = (
         jax.tree_util.tree_flatten_with_path(final_state(directory)) for directory in (run_dir, unbroken)
     )
@@ -71,16 +71,16 @@ def differences(run_dir: Path, unbroken: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Config:
-    """How often to kill."""
+    """Number of kills, and the script to kill."""
 
     kills: int = 50
-    """Kills in all."""
+    """Total number of kills."""
     seed: int = 0
-    """Of the moments."""
+    """Seed of the moments of the kills."""
     script: Literal["classify", "flowers"] = "classify"
-    """Of experiments/: classify on digits, or flowers with random weights."""
+    """Script of experiments/: classify on digits, or flowers with random weights."""
     dataset: str = "tf_flowers"
-    """For flowers."""
+    """Data set of flowers."""
 
 
 def main(config: Config) -> None:
@@ -109,7 +109,7 @@ def main(config: Config) -> None:
 def kill_until_done(
     directory: Path, flags: Sequence[str], script: str, duration: float, most: int, rng: random.Random
 ) -> int:
-    """Starts a run again and again, at most ``most`` times killed, until it ends; returns the number of kills."""
+    """Starts a run repeatedly, killing it at most ``most`` times, until it ends; returns the number of kills."""
     for kills in range(most + 1):
         process = start(directory, *flags, script=script)
         try:

@@ -1,8 +1,8 @@
-"""2-D convolution, its two gradients and max pooling's derivative in NumPy, one tap at a time: no compiler takes part.
+"""2-D convolution, its two gradients and max pooling's derivative in NumPy, one tap at a time, without a compiler.
 
-XLA itself cannot judge: jaxlib 0.10.2 gets float32 input gradients wrong where windows lie wholly in the padding, and
-aborts on some strided ones; and its derivative of max pooling does not take the first of equal maxima, as its gradient
-does, so that the two are not each other's transpose.
+XLA cannot be the reference: jaxlib 0.10.2 computes wrong float32 input gradients where windows lie entirely in the
+padding, and aborts on some strided ones; and its derivative of max pooling does not take the first of equal maxima, but
+its gradient does, so that one is not the transpose of the other.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from cnnjax.ops.cpu.geometry import Geometry, PoolGeometry
 
 
 def _taps(g: Geometry) -> list[tuple[tuple[int, int], tuple[slice, ...]]]:
-    """Taps of the kernel, each with the pixels of the padded image that it meets."""
+    """Taps of the kernel, each with the pixels of the padded image that it multiplies."""
     (_, high, wide, _), (s, t) = g.out, g.strides
     return [
         ((u, v), np.s_[:, u : u + (high - 1) * s + 1 : s, v : v + (wide - 1) * t + 1 : t])
@@ -58,7 +58,7 @@ def kernel_grad(g: Geometry, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
 
 
 def max_pool_pick(g: PoolGeometry, x: np.ndarray, dx: np.ndarray) -> np.ndarray:
-    """Tangent dx at the maximum of each window of x, the first of equal ones, row by row."""
+    """Tangent dx at the maximum of each window of x; among equal maxima the first, row by row."""
     pads, (_, high, wide, _), (s, t) = ((0, 0), *g.pads, (0, 0)), g.out, g.strides
     x, dx = np.pad(x, pads, constant_values=-np.inf), np.pad(dx, pads)
     best, picked = np.full(g.out, -np.inf), np.zeros(g.out)
@@ -76,7 +76,7 @@ def draw(*shapes: tuple[int, ...], seed: int = 0, dtype: type = np.float32) -> l
 
 
 def assert_near(got: np.ndarray, want: np.ndarray, tolerance: float, about: object = "") -> None:
-    """Fails unless the shapes are equal and no element is off by more than ``tolerance`` of the largest wanted one."""
+    """Fails unless the shapes are equal and each error is at most ``tolerance`` times the largest wanted element."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert got.shape == want.shape, (about, got.shape, want.shape)
     bound = tolerance * np.abs(want).max()

@@ -1,7 +1,7 @@
 """Comparing our models with others' implementations: the same random weights, then logits and statistics.
 
-The weights go by a file that the peer's own library writes and ``weights.load`` reads: what is compared is what a user
-of published weights gets.
+The weights pass through a file that the peer's own library writes and ``weights.load`` reads, as for a user of
+published weights.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import numpy as np
 from cnnjax import models, weights
 from cnnjax.weights import layouts, rules
 
-# Half the time to compile; what the operations compute is the same.
+# Half the time to compile; the results of the operations are the same.
 FAST = {"xla_backend_optimization_level": "0"}
 TOLERANCE = 1e-4  # of the largest: in float32, two implementations sum in different orders
 # In training a deep network with random weights amplifies rounding, a hundredfold and more; there both use float64.
@@ -33,7 +33,7 @@ RESIDUAL = 0.2  # scale of the last BatchNorm of residual branches, so that they
 
 
 def random_like(name, shape, fan_in, rng):
-    """A weight of the right scale for its kind, so that activations neither vanish nor grow."""
+    """Random weight of the right scale for its kind, so that activations neither vanish nor grow."""
     if name == "kernel":
         return rng.normal(size=shape, scale=(2 / fan_in) ** 0.5).astype(np.float32)
     if name in ("scale", "var"):
@@ -59,7 +59,7 @@ def close(ours, theirs, tolerance=TOLERANCE, what="logits"):
 def _statistics(model, shape, kind, known):
     """Our BatchNorm statistics → the peer's key for each, by the layout whose keys ``known`` has."""
     paths = [path for path in rules.structure(model, shape).slots if path[0] == "batch_stats"]
-    for name, layout in layouts.of(model).items():
+    for name, layout in layouts.for_model(model).items():
         if name.startswith("keras") == (kind == "keras"):
             keys = {path: rules.target(layout, kind, path) for path in paths}
             if known.keys() >= set(keys.values()):
@@ -72,7 +72,7 @@ def _float64(variables):
 
 
 def drawn(model, shape, seed=0):
-    """Variables for images of this shape, random, but of scales that serve."""
+    """Random variables for images of this shape, of scales with which activations neither vanish nor grow."""
     rng = np.random.default_rng(seed)
     slots = sorted(rules.structure(model, shape).slots.items())
     values = {path: random_like(path[-1], slot.shape, np.prod(slot.shape[:-1]), rng) for path, slot in slots}
@@ -117,7 +117,7 @@ def check_torch(
 ):
     """Logits in inference on all ``sizes`` (pixels), then one step in training mode: logits and BatchNorm statistics.
 
-    ``make_peer()`` gives the torch module, without dropout; ``saved`` is how its weights come to us; ``outputs(peer's
+    ``make_peer()`` gives the torch module, without dropout; ``saved`` is the format of its weights; ``outputs(peer's
     result)`` → [logits, aux…] in the order of our logits and ``aux…`` endpoints. Without ``train_size`` no training.
     """
     import torch
@@ -188,7 +188,7 @@ def undrawn():
 
 
 def randomize_keras(peer, residual=None, seed=0):
-    """As ``randomize_torch``."""
+    """Draws every weight and statistic of a Keras model anew, see ``randomize_torch``."""
     rng = np.random.default_rng(seed)
     kinds = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var", "bias": "bias"}
     for layer in peer.layers:
@@ -204,7 +204,7 @@ def randomize_keras(peer, residual=None, seed=0):
 
 
 def check_keras(name, make_peer, sizes, *, saved="weights.h5", train_size=64, batch=4, residual=None, **fields):
-    """As ``check_torch``; ``make_peer(shape)`` gives the Keras model with logits, ``name`` may be a model of ours.
+    """Compares with Keras as ``check_torch`` does; ``make_peer(shape)`` gives its model, ``name`` may be our model.
 
     ``saved``: "weights.h5" and "keras" are Keras 3's files, "h5" is the old format.
     """
@@ -258,7 +258,7 @@ def check_keras(name, make_peer, sizes, *, saved="weights.h5", train_size=64, ba
 
 @contextlib.contextmanager
 def float64_keras():
-    """Keras models made and called within are float64, BatchNorm's sums included, which are float32 otherwise."""
+    """Makes Keras models in the block float64, with BatchNorm's sums, which are float32 otherwise."""
     import keras
     from keras.src.backend.common import dtypes
 

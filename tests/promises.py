@@ -1,4 +1,4 @@
-"""What the tests of a family of models ask of each: parameter counts, recomputation, image sizes."""
+"""Promises of every model, for the tests of the families: parameter counts, recomputation, image sizes."""
 
 import functools
 
@@ -26,7 +26,7 @@ def counts(name, **fields):
 
 
 def check_remat(name, size):
-    """With ``remat`` the parameters' tree is the same, and a training step's loss, statistics and gradient."""
+    """Checks that ``remat`` changes neither the tree of parameters nor a step's loss, statistics and gradient."""
     images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
     plain, recomputing = (models.create(name, num_classes=10, remat=remat) for remat in (False, True))
     trees = [jax.tree.map(lambda x: x.shape, abstract(model, images.shape)) for model in (plain, recomputing)]
@@ -51,7 +51,7 @@ def check_remat(name, size):
 
 
 def check_sizes(name, smallest, **fields):
-    """Images of ``smallest`` pixels will do, of one channel too; one pixel less raises ValueError that names it."""
+    """Checks that ``smallest`` pixels are accepted, also with one channel; with one less a ValueError names them."""
     model = models.create(name, **fields)
     for shape in ((1, smallest, smallest, 3), (1, smallest, smallest + 6, 1)):
         variables = abstract(model, shape)

@@ -1,4 +1,4 @@
-"""A tree of arrays that a rule splits over the devices, for tests; also run by each process of a two-process test.
+"""Tree of arrays that a rule splits over the devices, for tests; also run by each process of a two-process test.
 
 python tests/sharded.py FOLDER
 """
@@ -20,7 +20,7 @@ from cnnjax import checkpoint, sharding
 
 
 def split_last(mesh, tree):
-    """A rule for ``sharding.state_sharding``: the last axis that the devices divide evenly is split."""
+    """Rule for ``sharding.state_sharding`` that splits the last axis that the devices divide evenly."""
 
     def rule(x):
         axes = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
@@ -30,7 +30,7 @@ def split_last(mesh, tree):
 
 
 def splitting(rule=split_last):
-    """While inside, ``rule`` decides how states lie."""
+    """Makes ``rule`` decide in the block how states lie on the mesh."""
     return mock.patch.object(sharding, "state_sharding", rule)
 
 
@@ -49,13 +49,13 @@ def tree(seed=0):
 
 
 def target(tree, mesh):
-    """What a checkpoint of ``tree`` is read into."""
+    """Shapes, dtypes and shardings into which a checkpoint of ``tree`` is read."""
     where = sharding.state_sharding(mesh, tree)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
 
 
 def assert_is(placed, host):
-    """``placed`` holds the values of ``host``, in the parts that the rule says."""
+    """Checks that ``placed`` has the values of ``host``, split by the rule."""
     mesh = jax.tree.leaves(placed)[0].sharding.mesh
     assert jax.tree.map(lambda x: x.sharding, placed) == sharding.state_sharding(mesh, host)
     for x, whole in zip(jax.tree.leaves(placed), jax.tree.leaves(host), strict=True):
@@ -65,7 +65,7 @@ def assert_is(placed, host):
 
 
 def with_last_element_changed(x):
-    """The array with another value in its last element."""
+    """Copy of the array with another value in its last element."""
     last = (-1,) * x.ndim
     return x.at[last].set(x[last] == 0)
 
@@ -80,7 +80,7 @@ def damage(step):
 
 
 def restore(folder, host, mesh):
-    """The newest good checkpoint, read as the rule says."""
+    """Newest good checkpoint, read with the shardings of the rule."""
     with contextlib.closing(checkpoint.Checkpoints(folder, {})) as checkpoints:
         return checkpoints.restore(lambda _: target(host, mesh))
 

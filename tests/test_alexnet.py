@@ -36,16 +36,16 @@ def test_parameters_and_sizes(name):
     model = models.create(name)
     assert promises.counts(name) == (COUNTS[name], 0)
     _, (_, endpoints) = shapes(model, *model.image_shape)
-    maps = (64, 192, 384, 256, 256) if name == "alexnet_torchvision" else (96, 256, 384, 384, 256)
+    features = (64, 192, 384, 256, 256) if name == "alexnet_torchvision" else (96, 256, 384, 384, 256)
     assert {key: x.shape[1:] for key, x in endpoints.items()} == {
-        "conv1": (55, 55, maps[0]),
-        "pool1": (27, 27, maps[0]),
-        "conv2": (27, 27, maps[1]),
-        "pool2": (13, 13, maps[1]),
-        "conv3": (13, 13, maps[2]),
-        "conv4": (13, 13, maps[3]),
-        "conv5": (13, 13, maps[4]),
-        "pool5": (6, 6, maps[4]),
+        "conv1": (55, 55, features[0]),
+        "pool1": (27, 27, features[0]),
+        "conv2": (27, 27, features[1]),
+        "pool2": (13, 13, features[1]),
+        "conv3": (13, 13, features[2]),
+        "conv4": (13, 13, features[3]),
+        "conv5": (13, 13, features[4]),
+        "pool5": (6, 6, features[4]),
         "pooled": (256,),
         "fc1": (4096,),
         "fc2": (4096,),
@@ -87,31 +87,32 @@ def test_normalized_between_relu_and_pooling(name, k, alpha):
     np.testing.assert_array_equal(endpoints["pool5"], nn.max_pool(endpoints["conv5"], 3, strides=2))
 
 
-def seen_maps(name, source, output, maps):
-    """Which maps of ``source`` the first half of the maps of ``output`` depends on."""
+def seen_channels(name, source, output, features):
+    """Mask of the features of ``source`` on which the first half of the features of ``output`` depends."""
     model, variables, x = initialized(name)
 
     def first_half(kernel):
         params = {**variables["params"], source: {**variables["params"][source], "kernel": kernel}}
-        return model.apply({"params": params}, x)[1][output][..., : maps // 2].sum()
+        return model.apply({"params": params}, x)[1][output][..., : features // 2].sum()
 
     grad = jax.jit(jax.grad(first_half))(variables["params"][source]["kernel"])
     return np.asarray((grad != 0).any((0, 1, 2)))
 
 
 def test_two_towers_meet_only_in_conv3_and_the_dense_layers():
-    # "Most", not "all": a map whose ReLU gives only zeros is not seen. The normalization looks two maps over the seam.
+    # Most, not all: a feature whose ReLU gives only zeros has no effect. The normalization reaches two features beyond
+    # the border between the towers.
     for source, output, own in (("conv1", "conv2", 50), ("conv3", "conv5", 192)):
-        seen = seen_maps("alexnet_two_tower", source, output, 256)
+        seen = seen_channels("alexnet_two_tower", source, output, 256)
         assert seen[:own].mean() > 0.5
         assert not seen[own:].any()
-    assert seen_maps("alexnet_two_tower", "conv2", "conv3", 384)[128:].mean() > 0.5
-    assert seen_maps("alexnet", "conv1", "conv2", 256)[50:].mean() > 0.5
+    assert seen_channels("alexnet_two_tower", "conv2", "conv3", 384)[128:].mean() > 0.5
+    assert seen_channels("alexnet", "conv1", "conv2", 256)[50:].mean() > 0.5
 
 
 @pytest.mark.parametrize(("name", "dropped"), [("alexnet", ["fc2", "head"]), ("alexnet_torchvision", ["fc1", "fc2"])])
 def test_where_dropout_is(name, dropped):
-    """A layer whose input is dropped in training does not give what follows from that input."""
+    """The output of a layer with dropped inputs does not follow from the recorded inputs."""
     model, variables, x = initialized(name)
     logits, endpoints = jax.jit(functools.partial(model.apply, train=True))(variables, x, rngs={"dropout": KEY})
     last = endpoints["pool5"] if name == "alexnet" else nn.adaptive_avg_pool(endpoints["pool5"], 6)

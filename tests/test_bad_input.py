@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong on the command line is one line that names it, never a traceback; nothing is lost."""
+"""Every mistake of a user on the command line is one line that names it, never a traceback; nothing is lost."""
 
 import contextlib
 import fcntl
@@ -44,7 +44,7 @@ def classify(*args: object) -> Result:
 
 
 def error(result: Result) -> str:
-    """The one line that the run ended with."""
+    """The one line of error with which the run ended."""
     assert result.status == 2
     assert "Traceback" not in result.out + result.err
     line = result.err.splitlines()[-1]
@@ -88,10 +88,10 @@ def pictures(root: Path, *names: str, count: int = 12, size: int = 8) -> Path:
         ("--log-every 0", "--log-every must be above 0, got 0"),
         ("--learning-rate inf", "--learning-rate must be above 0, got inf"),
         ("--rotate nan", "--rotate must be 0 or more, got nan"),
-        ("--shift -3", "--shift must be 0 or more, got -3"),
+        ("--shift -3", "--shift must be in 0 … 1, 1 excluded, got -3"),
         ("--weight-decay -1", "--weight-decay must be 0 or more, got -1"),
         ("--seed -1", "--seed must be 0 or more, got -1"),
-        ("--workers -1 --threads -2", "--threads must be 0 or more, got -2; --workers must be 0 or more, got -1"),
+        ("--workers -1 --threads -2", "--threads must be in 0 … 512, got -2; --workers must be in 0 … 512, got -1"),
         ("--checkpoint-every -1", "--checkpoint-every must be 0 or more, got -1"),
         ("--warmup-epochs nan", "--warmup-epochs must be 0 or more, got nan"),
         ("--label-smoothing 1.5", "--label-smoothing must be in 0 … 1, 1 excluded, got 1.5"),
@@ -172,7 +172,7 @@ def test_corrupt_images_met_by_a_worker_process_are_named(tmp_path: Path):
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
-    """An empty file system of its own, 5 MiB."""
+    """Empty file system of its own, 5 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "none", folder], capture_output=True, check=False)
@@ -229,7 +229,7 @@ DIVERGES = (
 
 @pytest.fixture(scope="module")
 def diverged(tmp_path_factory) -> tuple[Path, Result]:
-    """The folder of a run whose loss became infinite, and what it said."""
+    """Folder of a run whose loss became infinite, and its output."""
     folder = tmp_path_factory.mktemp("diverged")
     return folder, classify(*DIVERGES, "--run-dir", folder)
 

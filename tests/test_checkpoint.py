@@ -1,4 +1,4 @@
-"""Checkpoints: exact, the best and the last kept, every kind of damage found, however the arrays lie."""
+"""Checkpoints: exact, the best and the last kept, every kind of damage found, for every sharding."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def write(folder, scores):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """A folder with checkpoints 1, 2, 3."""
+    """Folder with checkpoints 1, 2, 3."""
     folder = tmp_path_factory.mktemp("three") / "checkpoints"
     write(folder, {1: 0.9, 2: 0.1, 3: 0.2})
     return folder
@@ -102,7 +102,7 @@ def spoil(path, how):
 
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "delete"])
 def test_damage_to_any_file_is_found_or_harmless(three, tmp_path, how, capfd):
-    """Whichever file is damaged, what is restored is bit for bit the checkpoint of the step that it names."""
+    """The restored state is bit for bit that of the step that it names, whichever file is damaged."""
     good = {step: checkpoint.checksums(state(step)) for step in (1, 2, 3)}
     fell_back = 0
     for name in files(three / "3"):
@@ -218,7 +218,7 @@ def test_a_split_tree_over_two_processes(tmp_path):
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": "2",
     }
-    both = [
+    processes = [
         subprocess.Popen(
             [sys.executable, sharded.__file__, str(tmp_path / "checkpoints")],
             env={**environment, "JAX_PROCESS_ID": str(index)},
@@ -228,14 +228,14 @@ def test_a_split_tree_over_two_processes(tmp_path):
         )
         for index in range(2)
     ]
-    said = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(said)[-5000:]
-    assert all("checkpoint 3 in" in text for text in said)
-    assert "processes [1] cannot read their part" in said[0]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)[-5000:]
+    assert all("checkpoint 3 in" in text for text in outputs)
+    assert "processes [1] cannot read their part" in outputs[0]
 
 
 def test_a_checkpoint_may_be_read_into_another_sharding(three):
-    """Written by one device, read by eight, split."""
+    """One device writes it, and eight read it, split."""
     written = jax.tree.map(np.asarray, state(3))
     with sharded.splitting():
         goal = sharded.target(written, sharding.make_mesh())

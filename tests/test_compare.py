@@ -1,4 +1,4 @@
-"""The comparison of networks: one budget, every figure, goes on where it stopped, mistakes are one line."""
+"""Comparison of networks: one budget, every figure, resumption of a stopped run, mistakes in one line."""
 
 import json
 import re
@@ -6,11 +6,19 @@ import re
 import compare
 import pytest
 
+from cnnjax import settings
 from cnnjax.types import UserError
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def config_of(**values):
+    """Config with these values, which may be fields of its groups."""
+    return settings.change(compare.Config(), **values)
 
 
 def test_smoke_leaves_every_figure(tmp_path, capsys):
-    config = compare.Config(run_dir=tmp_path, smoke=True)
+    config = config_of(run_dir=tmp_path, smoke=True)
     summary = compare.main(config)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     assert summary["lenet5_modern/parameters"] == 61_706
@@ -41,22 +49,22 @@ def test_smoke_leaves_every_figure(tmp_path, capsys):
 )
 def test_an_impossible_choice_is_one_error(change, says, tmp_path):
     with pytest.raises(UserError) as error:
-        compare.main(compare.Config(run_dir=tmp_path / "new", **change))
+        compare.main(config_of(run_dir=tmp_path / "new", **change))
     assert says in str(error.value)
     assert not (tmp_path / "new").exists()
 
 
 def test_networks_see_images_of_the_size_that_was_asked_for(tmp_path):
-    """digits come as arrays of 8×8, which are brought to the size, too."""
-    config = compare.Config(models=("lenet5_modern",), epochs=1, rounds=1, steps=1, run_dir=tmp_path)
+    """Digits are arrays of 8×8, which are resized, too."""
+    config = config_of(models=("lenet5_modern",), epochs=1, rounds=1, steps=1, run_dir=tmp_path)
     assert compare.main(config)["lenet5_modern/parameters"] == 61_706
-    splits = compare.classify.load_data(compare.classify.resolve(compare.settings(config, "lenet5_modern", 0)))
+    splits = compare.classify.load_data(compare.run_config(config, "lenet5_modern", 0))
     assert splits.train[0]["image"].shape == splits.test[0]["image"].shape == (32, 32, 1)
 
 
 def test_what_cannot_run_is_refused_before_anything_is_trained_or_written(tmp_path):
     with pytest.raises(UserError, match=r"inception_v3 cannot take the images of digits: .*at least 75 by 75"):
-        compare.main(compare.Config(models=("digits_cnn", "inception_v3"), run_dir=tmp_path / "new"))
+        compare.main(config_of(models=("digits_cnn", "inception_v3"), run_dir=tmp_path / "new"))
     with pytest.raises(UserError, match="nosuch"):
-        compare.main(compare.Config(dataset="nosuch", run_dir=tmp_path / "new"))
+        compare.main(config_of(dataset="nosuch", run_dir=tmp_path / "new"))
     assert not (tmp_path / "new").exists()

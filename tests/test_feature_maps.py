@@ -29,6 +29,7 @@ from feature_maps import (
 )
 from PIL import Image
 
+from cnnjax import settings
 from cnnjax.types import UserError
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "feature_maps.py"
@@ -96,16 +97,16 @@ def test_depth_max_pooling_makes_the_response_invariant_to_rotation():
     images, maps, deep = rotation_maps(ANGLES, 12)
     np.testing.assert_array_equal(images[0, 5:-5, 5:-5], digit())
     np.testing.assert_array_equal(deep[..., 0], np.asarray(maps).max(-1))
-    # At the copies' own angles each digit meets the filter it is equal to.
+    # At the copies' own angles each digit equals one of the filters.
     own = ANGLES % 30 == 0
     np.testing.assert_array_equal(np.asarray(maps)[own].max((1, 2)).argmax(-1), np.arange(12))
-    assert weakest_peak(deep[own]) > 0.9  # not 1: resampling blurs what is not turned by 90°
+    assert weakest_peak(deep[own]) > 0.9  # not 1: resampling blurs digits that are not rotated by multiples of 90°
     assert weakest_peak(deep) > 0.8
     assert weakest_peak(maps[..., :1]) < 0.65
 
 
 def test_augmented_versions_differ_and_follow_the_seed(photos):
-    config = Config(samples=3)
+    config = settings.change(Config(), samples=3)
     versions = augmented(config, jax.random.key(0), photos[1])
     assert versions.shape == (3, *photos[1].shape)
     assert len(np.unique(np.asarray(versions).reshape(3, -1), axis=0)) == 3
@@ -115,7 +116,7 @@ def test_augmented_versions_differ_and_follow_the_seed(photos):
 
 def test_main_leaves_its_files(tmp_path):
     run_dir = tmp_path / "run"
-    summary = main(Config(run_dir=run_dir, samples=2, smoke=True))
+    summary = main(settings.change(Config(), run_dir=run_dir, samples=2, smoke=True))
     assert json.loads((run_dir / "summary.json").read_text()) == summary
     assert json.loads((run_dir / "config.json").read_text())["samples"] == 2
     assert summary["translation/equal_b"] == 1.0
@@ -124,6 +125,7 @@ def test_main_leaves_its_files(tmp_path):
     assert {path.name for path in run_dir.iterdir()} == {
         "summary.json",
         "config.json",
+        ".lock",
         *(f"{name}.png" for name in names),
     }
     for name in names:
@@ -139,10 +141,10 @@ def test_figures_are_flat_numbers(photos):
     assert json.loads(json.dumps(values)) == values
 
 
-@pytest.mark.parametrize("change", [{"copies": 0}, {"samples": 0}, {"max_change": 1.0}])
+@pytest.mark.parametrize("change", [{"copies": 0}, {"samples": 0}, {"zoom": 1.0}])
 def test_impossible_values_are_refused(change):
     with pytest.raises(UserError):
-        main(Config(**change))
+        main(settings.change(Config(), **change))
 
 
 def test_an_error_is_one_line_and_a_status(tmp_path):

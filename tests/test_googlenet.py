@@ -49,13 +49,14 @@ def test_counts(name, without, heads):
 def test_se_googlenet_adds_two_dense_layers_to_every_module():
     plain, excited = (params(models.create(name)) for name in ("googlenet_bn", "se_googlenet"))
     extra = {name: count(excited[name]) - count(plain[name]) for name in plain}
-    maps = {"3a": 256, "3b": 480, "4a": 512, "4b": 512, "4c": 512, "4d": 528, "4e": 832, "5a": 832, "5b": 1024}
-    expected = {f"inception{name}": 2 * c * (c // 16) + c // 16 + c for name, c in maps.items()}
+    features = {"3a": 256, "3b": 480, "4a": 512, "4b": 512, "4c": 512, "4d": 528, "4e": 832, "5a": 832, "5b": 1024}
+    expected = {f"inception{name}": 2 * c * (c // 16) + c // 16 + c for name, c in features.items()}
     assert extra == {name: expected.get(name, 0) for name in plain}
 
 
-# Name, output's size and maps, thousands (1,024) of parameters: the paper's, but for five that its own maps do not
-# give. It says 2.7 for conv1, where 7×7×3×64 = 9.2, then 463 for 4c, 580 for 4d, 1072 for 5a and 1388 for 5b.
+# Name, output's size and features, thousands (1,024) of parameters: the paper's, except five that do not follow from
+# its own features. It says 2.7 for conv1, where 7×7×3×64 = 9.2, then 463 for 4c, 580 for 4d, 1072 for 5a and 1388 for
+# 5b.
 TABLE = (
     ("conv1", 112, 64, 9.2),
     ("conv2", 56, 192, 112),
@@ -76,11 +77,11 @@ def test_the_papers_table():
     model = models.create("googlenet")
     variables = params(model)
     logits, endpoints = outputs(model, 224, train=False)
-    for name, size, maps, thousands in TABLE:
+    for name, size, features, thousands in TABLE:
         own = count(variables[name]) + (count(variables["conv2_reduce"]) if name == "conv2" else 0)
         assert own / 1024 == pytest.approx(thousands, rel=0.01), name
         if size is not None:
-            assert endpoints[name].shape == (2, size, size, maps)
+            assert endpoints[name].shape == (2, size, size, features)
     assert endpoints["pooled"].shape == (2, 1024)
     assert logits.shape == (2, 1000)
 
@@ -130,7 +131,7 @@ def test_smallest_images(name):
 
 
 def test_normalization_follows_the_first_pooling_and_the_second_convolution():
-    """With everything else the identity: a bright map dims its neighbours, twice."""
+    """All other layers are the identity: a bright feature map dims its neighbors, twice."""
     model = models.create("googlenet", num_classes=None)
     x = np.full((1, 32, 32, 1), 300.0, np.float32)
     variables = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), jax.eval_shape(model.init, KEYS, x))
@@ -143,7 +144,7 @@ def test_normalization_follows_the_first_pooling_and_the_second_convolution():
     found = jax.jit(lambda *args: [model.apply(*args)[1][name] for name in names])(variables, x)
     expected = np.zeros(64, np.float32)
     expected[:2] = 300, 3
-    for maps in found:
+    for feature_maps in found:
         expected = np.asarray(nn.local_response_norm(expected))
-        assert expected[1] < 1.5  # by half, and then by a fifth
-        np.testing.assert_allclose(maps[0, 0, 0, :64], expected, rtol=1e-5)
+        assert expected[1] < 1.5  # by half, then by a fifth
+        np.testing.assert_allclose(feature_maps[0, 0, 0, :64], expected, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The rooms of the house: who may import whom, and that importing does nothing."""
+"""Packages of cnnjax: the imports that are allowed between them, and imports without side effects."""
 
 import ast
 import subprocess
@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "cnnjax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"types", "atomic"}
-MIDDLE = {"losses", "metrics", "data", "optim", "weights", "sharding", "checkpoint", "compiler"}
-UPPER = {"train", "summary", "report", "plot", "fit"}
+TOOLS = {"losses", "metrics", "data", "optim", "weights", "sharding", "checkpoint", "compiler"}
+LOOP = {"train", "fit", "summary", "report", "plot"}
+LAST = {"pretrained", "serving", "settings", "experiment", "cli"}
 # Room → the rooms of cnnjax that it may import, beside itself.
 ALLOWED = {
     "types": set(),
@@ -21,20 +22,21 @@ ALLOWED = {
     "ops": BASE,
     "nn": BASE | {"ops"},
     "models": BASE | {"ops", "nn"},
-    "data": BASE | {"ops", "sharding"},
     "losses": BASE | {"ops"},
     "metrics": BASE | {"ops"},
+    "data": BASE | {"ops", "sharding"},
     "optim": BASE,
-    "weights": BASE | {"ops", "nn", "models"},
+    "weights": BASE | {"ops", "nn"},
     "sharding": BASE,
     "compiler": BASE,
     "checkpoint": BASE,
-    "train": BASE | MIDDLE | {"ops", "nn"},
-    "fit": BASE | MIDDLE | UPPER,
-    "summary": BASE | MIDDLE | {"ops", "nn"},
-    "report": BASE | MIDDLE,
-    "plot": BASE | MIDDLE,
-    "tasks": BASE | MIDDLE | UPPER | {"ops", "nn"},
+    "train": BASE | TOOLS | {"ops", "nn"},
+    "fit": BASE | TOOLS | LOOP,
+    "summary": BASE | TOOLS | {"ops", "nn"},
+    "report": BASE | TOOLS,
+    "plot": BASE | TOOLS,
+    "tasks": BASE | TOOLS | LOOP | {"ops", "nn"},
+    **{room: BASE | TOOLS | LOOP | LAST | {"ops", "nn", "models", "tasks"} for room in LAST},
 }
 FOREIGN = {"tensorflow", "torch", "keras", "torchvision", "timm"}
 
@@ -44,7 +46,7 @@ def room(path):
 
 
 def imports(path):
-    """Dotted names that a file imports, wherever in it."""
+    """Dotted names that a file imports, in functions too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -61,6 +63,52 @@ def test_imports_go_one_way(path):
     assert not FOREIGN & {name.split(".")[0] for name in names}
     if room(path) != "plot":
         assert "matplotlib" not in {name.split(".")[0] for name in names}
+
+
+def modules(path):
+    """Files of cnnjax that a file imports, whatever it takes from them."""
+    found = set()
+    for name in imports(path):
+        parts = name.split(".")
+        for end in range(len(parts), 0, -1):
+            stem = PACKAGE.parent.joinpath(*parts[:end])
+            file = next((x for x in (stem.with_suffix(".py"), stem / "__init__.py") if x in MODULES), None)
+            if file is not None:
+                found.add(file)
+                break
+    return found - {path}
+
+
+def circle(files, edges):
+    """Files that import each other, directly or through others; empty where none do."""
+    done, path = set(), []
+
+    def visit(file):
+        if file in path:
+            return path[path.index(file) :]
+        if file in done:
+            return []
+        path.append(file)
+        found = next((loop for other in sorted(edges(file)) if (loop := visit(other))), [])
+        path.pop()
+        done.add(file)
+        return found
+
+    return next((loop for file in files if (loop := visit(file))), [])
+
+
+def test_no_two_files_import_each_other():
+    assert circle("abc", {"a": "b", "b": "c", "c": "b"}.get) == ["b", "c"]
+    # A package finds its files by name when it is asked; what it imports at once must not import it.
+    assert not circle(MODULES, lambda path: {other for other in modules(path) if other.name != "__init__.py"})
+
+
+def test_models_know_no_file_of_anybody_s():
+    """Names of others' weights stand in weights/layouts, and those of their files in weights/hub."""
+    for path in (PACKAGE / "models").glob("*.py"):
+        words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not {text for text in words if isinstance(text, str) and text.endswith((".h5", ".pth", ".safetensors"))}
+        assert "Layout" not in path.read_text(), path
 
 
 def test_models_use_the_convolutions_and_norms_of_nn():

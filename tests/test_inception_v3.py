@@ -47,7 +47,7 @@ def test_the_papers_table():
     sizes = {"conv3": (147, 64), "conv5": (71, 192), "mixed5b": (35, 256), "mixed5c": (35, 288), "mixed5d": (35, 288)}
     sizes |= {f"mixed6{letter}": (17, 768) for letter in "abcde"}
     sizes |= {"mixed7a": (8, 1280), "mixed7b": (8, 2048), "mixed7c": (8, 2048)}
-    shapes = {name: (2, size, size, maps) for name, (size, maps) in sizes.items()}
+    shapes = {name: (2, size, size, features) for name, (size, features) in sizes.items()}
     assert {name: x.shape for name, x in endpoints.items()} == shapes | {"pooled": (2, 2048)}
     assert logits.shape == (2, 1000)
 

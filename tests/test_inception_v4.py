@@ -1,4 +1,4 @@
-"""Inception-v4 and Inception-ResNet-v2: counts, the maps' sizes, recomputation."""
+"""Inception-v4 and Inception-ResNet-v2: counts, sizes of feature maps, recomputation."""
 
 import functools
 
@@ -14,7 +14,7 @@ BRANCHES = (((4, 1),), ((2, 1), (3, (1, 3))))
 
 
 def sizes(name, size):
-    """Pixels and maps of the endpoints."""
+    """Pixels and features of the endpoints."""
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     model = models.create(name)
     _, endpoints = jax.eval_shape(model.apply, promises.abstract(model, images.shape), images)
@@ -28,7 +28,7 @@ def test_counts():
     assert (params + statistics, statistics) == (55_873_736, 60_544)
 
 
-def test_sizes_of_the_maps_of_inception_v4():
+def test_sizes_of_the_feature_maps_of_inception_v4():
     """Fig. 9 of the paper, and Fig. 3 for the stem."""
     assert sizes("inception_v4", 299) == {
         "stem1": (147, 64),
@@ -43,7 +43,7 @@ def test_sizes_of_the_maps_of_inception_v4():
     }
 
 
-def test_sizes_of_the_maps_of_inception_resnet_v2():
+def test_sizes_of_the_feature_maps_of_inception_resnet_v2():
     assert sizes("inception_resnet_v2", 299) == {
         "stem1": (147, 64),
         "stem2": (71, 192),
@@ -65,7 +65,7 @@ def test_sizes(name):
 
 
 def test_remat(monkeypatch):
-    stages = (  # as few as show both kinds of block
+    stages = (  # as few as contain both kinds of block
         ("stem1", 1, inception_v4.Mixed, ((((8, 3, 2), (8, 3, 2)), (("max", 7, 4),)),)),
         ("inception_a", 2, inception_v4.Residual, (BRANCHES, 0.2, True)),
     )
@@ -74,7 +74,7 @@ def test_remat(monkeypatch):
 
 
 def test_residual_blocks_add_a_scaled_branch():
-    """The linear one with scale 1 minus the shortcut is the branch; the others add a part of it, then ReLU."""
+    """The block without ReLU, with scale 1, less the shortcut is the branch; the others add a part of it, then ReLU."""
     conv_norm = functools.partial(nn.ConvNorm, dtype=None)
     x = np.random.default_rng(0).normal(size=(2, 5, 5, 6)).astype(np.float32)
     linear, scaled = (

@@ -5,7 +5,7 @@ import peers
 
 
 def make_peer(shape):
-    keras.utils.clear_session()  # its numbers begin anew
+    keras.utils.clear_session()  # numbers layers from zero again
     return keras.applications.Xception(weights=None, input_shape=shape, classifier_activation=None)
 
 

@@ -15,7 +15,7 @@ from cnnjax.types import UserError
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(3, 28, 28, 1)).astype(np.float32)
 
-# Table I as printed: row = map of s2, column = map of c3.
+# Table I as printed: row = channel of s2, column = feature of c3.
 TABLE_I = """
 X . . . X X X . . X X X X . X X
 X X . . . X X X . . X X X X . X
@@ -49,7 +49,7 @@ def test_modern_parameters():
     assert count(params) == 61_706
 
 
-def test_sizes_of_the_maps(variables):
+def test_sizes_of_the_feature_maps(variables):
     _, endpoints = jax.eval_shape(models.create("lenet5").apply, variables, X)
     assert {key: x.shape[1:] for key, x in endpoints.items()} == {
         "c1": (28, 28, 6),
@@ -63,7 +63,7 @@ def test_sizes_of_the_maps(variables):
 
 
 def test_c3_is_connected_as_table_i():
-    """The derivative of each map of c3 by each map of s2 is zero exactly where the table is empty."""
+    """The derivative of each feature of c3 by each channel of s2 is zero exactly where the table is empty."""
     assert CONNECTED.shape == (6, 16)
     assert CONNECTED.sum() == 60
     layer = lenet.TableConv(lenet._TABLE_I)
@@ -74,7 +74,7 @@ def test_c3_is_connected_as_table_i():
     np.testing.assert_array_equal((jacobian != 0).any((1, 2, 3)).T, CONNECTED)
 
 
-def test_c3_kernel_is_ordered_by_output_map_then_input_map():
+def test_c3_kernel_is_ordered_by_feature_then_channel():
     layer = lenet.TableConv(lenet._TABLE_I)
     x = np.random.default_rng(0).normal(size=(1, 5, 5, 6)).astype(np.float32)
     params = layer.init(KEY, x)["params"]
@@ -95,17 +95,17 @@ def test_weights_start_uniform_within_their_fan_in(variables):
         largest = float(jnp.abs(params[layer]["kernel"]).max()) * fan_in / 2.4
         assert 0.9 < largest <= 1
     assert float(jnp.abs(params["s4"]["scale"]).max()) <= 2.4 / 4
-    bounds = 2.4 / (25 * CONNECTED.sum(0)[CONNECTED.T.nonzero()[0]])  # of the map that each kernel feeds
+    bounds = 2.4 / (25 * CONNECTED.sum(0)[CONNECTED.T.nonzero()[0]])  # of the feature to which each window belongs
     largest = np.abs(params["c3"]["kernel"]).max((0, 1)) / bounds
     assert (largest <= 1).all()
     assert (largest > 0.6).all()
 
 
 def test_input_coding_and_padding(variables):
-    """Background becomes −0.1, also around 28 pixels, and ink 1.175; read back through a c1 that copies."""
+    """Background becomes −0.1, also around 28 pixels, and ink 1.175; a c1 that copies pixels shows them."""
     params = dict(variables["params"])
     kernel = np.zeros((5, 5, 1, 6), np.float32)
-    kernel[0, 0, 0, 0] = 1  # map 0: the top left pixel of the field
+    kernel[0, 0, 0, 0] = 1  # feature 0: the top left pixel of the window
     params["c1"] = {"kernel": kernel, "bias": np.zeros(6, np.float32)}
     image = np.ones((1, 28, 28, 1), np.float32)
     _, endpoints = jax.jit(models.create("lenet5").apply)({"params": params}, image)
@@ -143,6 +143,8 @@ def test_rbf_by_hand():
     hamming = (lenet.RBF_CODES[:, None] != lenet.RBF_CODES).sum(-1)
     np.testing.assert_allclose(own, 4 * hamming)
     np.testing.assert_array_equal((-own).argmax(1), np.arange(10))
+    with pytest.raises(AssertionError, match=r"rank 1 \(shape .* but expected 2"):
+        lenet.rbf_distances(jnp.zeros(84), lenet.RBF_CODES)
 
 
 def test_logits_are_minus_the_distances_of_f6(variables):
@@ -153,7 +155,7 @@ def test_logits_are_minus_the_distances_of_f6(variables):
 
 
 def test_learns_with_its_loss(variables):
-    """Forty steps on three images with the paper's loss: each comes to the code of its label."""
+    """Forty steps on three images with the paper's loss: each reaches the code of its label."""
     model, labels = models.create("lenet5"), jnp.array([3, 1, 7])
 
     def loss(params):

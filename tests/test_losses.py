@@ -1,4 +1,4 @@
-"""The losses that optax lacks: hand-computed values, gradients, invariances."""
+"""Losses that optax lacks: hand-computed values, gradients, invariances."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_gradient_is_the_finite_difference():
 
 
 def test_large_distances_do_not_underflow():
-    """exp(-500) and exp(-1000) are 0 in float32; what is left is y_D − j."""
+    """exp(-500) and exp(-1000) are 0 in float32; the remainder is y_D − j."""
     logits = jnp.array([[-1000.0, -2000.0]])
     np.testing.assert_allclose(losses.rbf_map_loss(logits, jnp.array([1]), rubbish=500.0), [1500.0])
     grad = jax.grad(lambda x: losses.rbf_map_loss(x, jnp.array([1])).sum())(logits)

@@ -27,7 +27,7 @@ def test_batches_and_filling_do_not_matter(size):
     for start in range(0, 200, size):
         rows = np.minimum(np.arange(start, start + size), 199)
         mask = (np.arange(start, start + size) < 200).astype(np.float32)
-        losses = np.where(mask > 0, LOSSES[rows], np.inf)  # a filled-up row may be anything
+        losses = np.where(mask > 0, LOSSES[rows], np.inf)  # a row that only fills the batch may have any loss
         part = classification.sums(losses, LOGITS[rows], LABELS[rows], mask)
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     whole = classification.sums(LOSSES, LOGITS, LABELS)
@@ -41,7 +41,7 @@ def test_ties_are_broken_as_argmax_does():
     logits = np.zeros((3, 3), np.float32)
     sums = classification.sums(np.zeros(3), logits, np.arange(3))
     assert sums["correct"] == (logits.argmax(-1) == np.arange(3)).sum() == 1
-    assert "correct_top5" not in sums  # of three classes every answer is in the top five
+    assert "correct_top5" not in sums  # with three classes every answer is in the top five
 
 
 def test_confusion_is_scikit_learns_and_leaves_out_the_filling():
@@ -63,11 +63,11 @@ def test_per_class_is_scikit_learns():
 def test_calibration_by_hand():
     """Guo et al. 2017: predictions of confidence 0.9, 0.95 (one right) and 0.55 (right): |0.5 − 0.925|·2/3 + 0.45/3."""
     probabilities = np.array([[0.9, 0.1], [0.05, 0.95], [0.55, 0.45]])
-    bins = classification.calibration(probabilities, np.array([0, 0, 0]), bins=10)
+    bins = classification.calibration(probabilities.max(-1), probabilities.argmax(-1) == 0, bins=10)
     assert [b.size for b in bins] == [1, 2]
     np.testing.assert_allclose([(b.confidence, b.accuracy) for b in bins], [(0.55, 1), (0.925, 0.5)])
     np.testing.assert_allclose(classification.calibration_error(bins), (0.45 + 2 * 0.425) / 3)
-    assert classification.calibration(np.array([[1.0, 0.0]]), np.array([0]))[0].confidence == 1
+    assert classification.calibration(np.array([1.0]), np.array([True]))[0].confidence == 1
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_counts(name, fields, parameters, statistics):
 
 
 def test_remat(monkeypatch):
-    """With as few blocks as show every part."""
+    """The network has as few blocks as contain every part."""
     monkeypatch.setattr(mobilenet, "_BLOCKS", ((16, 1), (32, 2)))
     promises.check_remat("mobilenet_v1", 32)
     monkeypatch.setattr(mobilenet, "_STAGES", ((1, 8, 1, 1), (6, 16, 2, 2)))
@@ -38,7 +38,7 @@ def test_sizes():
     promises.check_sizes("mobilenet_v2", 1, padding=1)
 
 
-def maps(name, size=224, **fields):
+def sizes(name, size=224, **fields):
     """Shapes of the endpoints without the batch."""
     model = models.create(name, **fields)
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
@@ -46,8 +46,8 @@ def maps(name, size=224, **fields):
     return {key: x.shape[1:] for key, x in endpoints.items()}
 
 
-def test_maps_are_the_papers():
-    assert maps("mobilenet_v1") == {
+def test_feature_maps_are_the_papers():
+    assert sizes("mobilenet_v1") == {
         "block1": (112, 112, 64),
         "block3": (56, 56, 128),
         "block5": (28, 28, 256),
@@ -55,7 +55,7 @@ def test_maps_are_the_papers():
         "block13": (7, 7, 1024),
         "pooled": (1024,),
     }
-    assert maps("mobilenet_v2") == {
+    assert sizes("mobilenet_v2") == {
         "block1": (112, 112, 16),
         "block3": (56, 56, 24),
         "block6": (28, 28, 32),
@@ -65,17 +65,17 @@ def test_maps_are_the_papers():
     }
 
 
-def test_odd_sizes_round_down_in_kerases_v1_only():
-    assert maps("mobilenet_v1", 225)["block13"] == (7, 7, 1024)
-    assert maps("mobilenet_v1", 225, padding=1)["block13"] == (8, 8, 1024)
-    assert maps("mobilenet_v2", 225)["last"] == (8, 8, 1280)
+def test_odd_sizes_round_down_in_the_v1_of_keras_only():
+    assert sizes("mobilenet_v1", 225)["block13"] == (7, 7, 1024)
+    assert sizes("mobilenet_v1", 225, padding=1)["block13"] == (8, 8, 1024)
+    assert sizes("mobilenet_v2", 225)["last"] == (8, 8, 1280)
 
 
 def test_v2_rounds_widths_to_eights():
-    narrow = maps("mobilenet_v2", width=0.35)  # 5.6, 8.4, 11.2, 33.6
+    narrow = sizes("mobilenet_v2", width=0.35)  # 5.6, 8.4, 11.2, 33.6
     assert [narrow[f"block{i}"][-1] for i in (1, 3, 6, 13)] == [8, 8, 16, 32]  # 8 is less than a tenth below 8.4
     assert narrow["last"][-1] == 1280
-    wide = maps("mobilenet_v2", width=1.4)  # 22.4, 33.6, 44.8, 134.4, 1792
+    wide = sizes("mobilenet_v2", width=1.4)  # 22.4, 33.6, 44.8, 134.4, 1792
     assert [wide[f"block{i}"][-1] for i in (1, 3, 6, 13)] == [24, 32, 48, 136]
     assert wide["last"][-1] == 1792
-    assert maps("mobilenet_v2", width=0.75)["block3"][-1] == 24  # 18: 16 is more than a tenth below
+    assert sizes("mobilenet_v2", width=0.75)["block3"][-1] == 24  # 18: 16 is more than a tenth below

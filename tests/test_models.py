@@ -1,4 +1,4 @@
-"""What every model promises, for every variant that ``models.names()`` finds; and the chapter's CNN."""
+"""Promises of every model, for each variant of ``models.names()``; and the chapter's CNN."""
 
 import os
 
@@ -80,7 +80,7 @@ def test_bfloat16_computes_in_it_but_keeps_float32_outside(name):
 
 
 def test_weights_of_auxiliary_heads():
-    """0.3 in the paper of GoogLeNet (sec. 5), 0.4 in the code of Inception v3; none where no head is built."""
+    """0.3 in the paper of GoogLeNet (sec. 5), 0.4 in the code of Inception v3; no weights where no head is built."""
     expected = {name: {"aux1": 0.3, "aux2": 0.3} for name in ("googlenet", "googlenet_bn", "se_googlenet")}
     expected["inception_v3"] = {"aux1": 0.4}
     assert {name: found for name in models.names() if (found := models.create(name).aux_weights)} == expected
@@ -90,7 +90,7 @@ def test_weights_of_auxiliary_heads():
 
 @every_model
 def test_auxiliary_heads_have_weights(name):
-    """In training they give float32 logits; their weights in the loss are the class'."""
+    """Auxiliary heads give float32 logits in training; their weights in the loss are those of the class."""
     model = models.create(name)
     apply = functools.partial(model.apply, train=True, mutable=["batch_stats"], rngs={"dropout": KEY})
     x = images(model.image_shape)
@@ -102,7 +102,7 @@ def test_auxiliary_heads_have_weights(name):
 
 @functools.cache
 def feature_maps(name, *more):
-    """Endpoints with four axes → (height, width) in the order in which the network makes them.
+    """Endpoints with four axes → (height, width) in the order in which the network computes them.
 
     The images have ``more`` (rows, columns) than the paper's.
     """
@@ -126,7 +126,7 @@ def test_strides_are_those_of_all_feature_maps_from_shallow_to_deep(name):
 
 @pytest.mark.parametrize("name", [name for name in models.names() if name not in ONE_SIZE])
 def test_an_image_larger_by_the_stride_has_a_map_larger_by_one(name):
-    """That is what a total stride is, also where nothing is padded; 32 and 64 pixels are so many strides."""
+    """This defines a total stride, also without padding; 32 and 64 pixels are multiples of every stride."""
     before, after = feature_maps(name, 0, 13), feature_maps(name, 32, 13 + 64)
     for key, stride in models.create(name).strides.items():
         assert np.subtract(after[key], before[key]).tolist() == [32 // stride, 64 // stride], key
@@ -175,7 +175,7 @@ def test_a_feature_map_has_the_images_size_over_its_stride(name):
     assert (smaller > 0) == (name in UNPADDED)
 
 
-# Probabilities in the order in which a training step meets them (papers, and torchvision where it is named).
+# Probabilities in the order in which a training step uses them (papers, and torchvision where it is named).
 DROPOUT = {
     "fashion_cnn": [0.5, 0.5],
     "digits_cnn": [0.5, 0.5],
@@ -219,9 +219,9 @@ def test_dropout(name, train):
 
 @every_model
 def test_kernels_start_at_the_scale_of_their_fan(name, monkeypatch):
-    """Between Glorot's and He's, by fan-in, fan-out or their mean: through many layers nothing vanishes or grows.
+    """Scales are between Glorot's and He's, by fan-in, fan-out or their mean: activations neither vanish nor grow.
 
-    LeNet-5's is its paper's, uniform between ±2.4 / fan-in. Five kernels of each model are drawn.
+    That of LeNet-5 is its paper's, uniform between ±2.4 / fan-in. Five kernels of each model are drawn.
     """
     model, starts = models.create(name), {}
     param = linen.Module.param
@@ -289,7 +289,7 @@ def test_fashion_cnn_is_the_chapters_model():
     twin = chapter_model()
     names = ["conv1", "conv2a", "conv2b", "conv3a", "conv3b", "dense1", "dense2", "head"]
     rng = np.random.default_rng(0)
-    # Biases are drawn too: at their start, zero, they would hide a mistake.
+    # Biases are drawn too: their initial value, zero, would hide a mistake.
     params = {
         name: {
             "kernel": np.asarray(variables["params"][name]["kernel"]) * 1.5,
@@ -325,7 +325,7 @@ def test_fashion_cnn_names_the_smallest_image(shape):
 
 @every_model
 def test_a_batch_of_unknown_size_can_be_traced(name):
-    """What an export with a free batch size needs."""
+    """An export with a free batch size needs this."""
     model = models.create(name)
     variables = jax.eval_shape(model.init, KEYS, jax.ShapeDtypeStruct((1, *model.image_shape), np.float32))
     (count,) = jax.export.symbolic_shape("n")

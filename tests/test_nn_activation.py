@@ -1,4 +1,4 @@
-"""nn.activation: the rectifiers are jax.nn's in value and gradient, and XLA keeps what they return."""
+"""nn.activation: the rectifiers equal jax.nn's in value and gradient, and XLA keeps their results."""
 
 import re
 
@@ -27,7 +27,7 @@ def test_relu6_has_no_gradient_where_it_bends():
 
 
 def test_a_chain_of_residual_blocks_is_not_computed_anew_by_each_block():
-    """As XLA's CPU compiler does with max(x, 0), which is why nn.relu is not jax.nn.relu."""
+    """XLA's CPU compiler does so with max(x, 0), therefore nn.relu is not jax.nn.relu."""
 
     def widest(relu):
         def loss(x, kernels):

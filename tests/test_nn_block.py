@@ -45,7 +45,7 @@ def test_squeeze_excite_by_hand():
 
 
 def test_squeeze_excite_without_signal_halves():
-    """sigmoid(0): with its last kernel zero every gate is a half."""
+    """Every gate is sigmoid(0), a half, if the last kernel is zero."""
     layer = nn.SqueezeExcite(reduction=2)
     params = jax.tree.map(jnp.zeros_like, layer.init(KEY, X)["params"])
     np.testing.assert_allclose(layer.apply({"params": params}, X), X / 2)
@@ -75,7 +75,7 @@ def test_head_drops_in_training_only_and_gives_float32():
         (6, 3, 2, 1, 4),
         (4, 2, 3, 0, 2),
         (3, 1, 3, 0, 1),
-        (4, 1, 2, 1, 3),  # a fourth window would begin in the padding after
+        (4, 1, 2, 1, 3),  # a fourth window would begin in the padding at the end
     ],
 )
 def test_ceil_padding(size, window, strides, padding, out):
@@ -84,6 +84,13 @@ def test_ceil_padding(size, window, strides, padding, out):
     assert (lo, hi) == other
     assert lo == padding
     assert (size + lo + hi - window) // strides + 1 == out
+
+
+def test_one_image_without_a_batch_is_a_programming_error():
+    with pytest.raises(AssertionError, match=r"rank 3 \(shape .* but expected 4"):
+        nn.ceil_padding(X[0], 3, 2)
+    with pytest.raises(AssertionError, match=r"rank 3 \(shape .* but expected 4"):
+        nn.SqueezeExcite(reduction=2).init(KEY, X[0])
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 9, 3), (1, 9, 4, 3), (9, 9, 3)])

@@ -12,7 +12,7 @@ X = np.random.default_rng(0).normal(size=(2, 12, 12, 8)).astype(np.float32)
 
 
 class Net(linen.Module):
-    """Every kind of convolution before a BatchNorm, and every reason not to fold one."""
+    """Network with every kind of convolution before a BatchNorm, and every reason not to fold one."""
 
     @linen.compact
     def __call__(self, x, *, train=False):
@@ -33,7 +33,7 @@ class Net(linen.Module):
 
 @pytest.fixture(scope="module")
 def variables():
-    """Random, so that no factor is one and no shift zero."""
+    """Random variables, so that no factor is one and no shift zero."""
     start = Net().init(jax.random.key(0), X)
     leaves, structure = jax.tree.flatten(start)
     rng = np.random.default_rng(1)

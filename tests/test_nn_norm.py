@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cnnjax import nn
+from cnnjax.nn.norm import batch_norm
 
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(4, 3, 5, 6)) * 3 + 2).astype(np.float32)
@@ -72,12 +73,17 @@ def test_variables_do_not_depend_on_the_mode_and_init_does_not_train():
 
 
 def test_a_large_mean_does_not_swallow_the_variance():
-    """A mean of 1000 and a deviation of 1: E[x²] − E[x]² in float32 loses it to rounding."""
+    """A mean of 1000 and a deviation of 1: E[x²] − E[x]² in float32 loses the variance to rounding."""
     x = RNG.normal(size=(4096, 1)).astype(np.float32) + 1000
     layer = nn.BatchNorm(momentum=0.0, use_scale=False, use_bias=False)
     start = {"batch_stats": {"mean": np.zeros(1, np.float32), "var": np.ones(1, np.float32)}}
     _, changed = train(layer, x, start)
     np.testing.assert_allclose(changed["batch_stats"]["var"], x.astype(np.float64).var(0), rtol=1e-3)
+
+
+def test_a_scale_of_another_length_is_a_programming_error():
+    with pytest.raises(AssertionError, match="shape"):
+        batch_norm(X, np.ones(1, np.float32), np.zeros(6, np.float32), 1e-3)
 
 
 def test_half_precision_keeps_float32_statistics():
@@ -91,7 +97,7 @@ def test_half_precision_keeps_float32_statistics():
 
 
 def test_an_interceptor_freezes_it():
-    """What train.py does to frozen layers: it forces the call's keyword."""
+    """This is the way in which train.py freezes layers: it forces the call's keyword."""
 
     def freeze(call, args, kwargs, context):
         if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
@@ -123,7 +129,7 @@ np.testing.assert_allclose(y, (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2))
 
 
 def test_statistics_are_global_on_a_mesh():
-    """In a process of its own: the number of CPU devices is fixed when JAX starts."""
+    """The check runs in a process of its own: the number of CPU devices is fixed when JAX starts."""
     result = subprocess.run([sys.executable, "-c", _ON_A_MESH], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 

@@ -1,4 +1,4 @@
-"""The feature maps of a backbone by their total stride."""
+"""Feature maps of a backbone by their total stride."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from cnnjax.types import UserError
         ("vgg16", ("conv4_3", "conv5_3", "pool5"), False),
     ],
 )
-def test_the_deepest_map_of_each_stride(name, deepest, up, size):
+def test_the_deepest_feature_map_of_each_stride(name, deepest, up, size):
     model = models.create(name, num_classes=None)
     images = jax.ShapeDtypeStruct((1, size, size + 3, 3), np.float32)
     _, endpoints = jax.eval_shape(model.apply, promises.abstract(model, images.shape), images)
@@ -29,6 +29,6 @@ def test_the_deepest_map_of_each_stride(name, deepest, up, size):
     assert nn.pyramid(model, endpoints, (32, 8)) == (found[2], found[0])
 
 
-def test_a_stride_that_there_is_not_is_answered_with_those_there_are():
+def test_a_missing_stride_is_answered_with_the_strides_of_the_model():
     with pytest.raises(UserError, match=r"ResNet has no feature map of stride 1, 64: choose among 2, 4, 8, 16, 32$"):
         nn.pyramid(models.create("resnet18"), {}, (1, 8, 64))

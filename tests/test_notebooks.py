@@ -1,27 +1,23 @@
-"""Every notebook runs from top to bottom, with the settings below made small, and shows its pictures."""
+"""Every notebook runs from top to bottom, with the settings below made small, and shows its figures."""
 
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from test_localize import drawn
-from test_tasks_transfer import photos
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 PICTURES = {"classify": 6, "feature_maps": 6, "flowers": 8, "localize": 6}
 SMOKE = {"SMOKE = False": "SMOKE = True"}
 
-__all__ = ["drawn", "photos"]  # fixtures: photos of colours, and of rectangles with boxes
-
 
 @pytest.fixture
-def small(photos, drawn):
-    """Of each notebook that takes long: what stands in it → what runs here."""
+def small(photos, rectangles):
+    """Notebook → text in it → its replacement for a short run."""
     return {
         "classify": {"EPOCHS = 10": "EPOCHS = 1"},
         "flowers": {'DATASET = "tf_flowers"': f"DATASET = {str(photos)!r}", **SMOKE},
-        "localize": {'DATASET = "~/animals"': f"DATASET = {str(drawn)!r}", **SMOKE},
+        "localize": {'DATASET = "~/animals"': f"DATASET = {str(rectangles)!r}", **SMOKE},
     }
 
 

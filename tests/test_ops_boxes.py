@@ -1,4 +1,4 @@
-"""Boxes: hand values, counted pixels, invariances, and gradients where formulas divide by nothing."""
+"""Boxes: hand values, counted pixels, invariances, and gradients where formulas divide by zero."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from cnnjax.ops import boxes
 
-# Compiled whole: one by one their operations take four times as long to compile.
+# Compiled as a whole: one by one, their operations take four times as long to compile.
 IOU, GIOU, PAIRED_IOU, PAIRED_GIOU = map(jax.jit, (boxes.iou, boxes.giou, boxes.iou_paired, boxes.giou_paired))
 RNG = np.random.default_rng(0)
 
@@ -110,7 +110,7 @@ def test_gradient_of_an_empty_union_is_zero():
 def test_apart_giou_draws_boxes_together_and_iou_does_not():
     a, b = jnp.array([0.0, 0, 2, 2]), jnp.array([5.0, 0, 7, 2])
     np.testing.assert_array_equal(jax.grad(PAIRED_IOU)(a, b), np.zeros(4))
-    assert jax.grad(PAIRED_GIOU)(a, b)[2] > 0  # its right edge is to go right
+    assert jax.grad(PAIRED_GIOU)(a, b)[2] > 0  # its right edge must move to the right
 
 
 def test_half_precision_and_integers_do_not_overflow():

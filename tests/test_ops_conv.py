@@ -129,7 +129,7 @@ def test_conv_transpose_is_the_adjoint(case):
 
 
 def test_conv_transpose_stamps_the_kernel():
-    """One pixel paints the kernel times its value, unflipped, at stride times its place."""
+    """One pixel gives the kernel times its value, not flipped, at stride times its position."""
     y = np.zeros((1, 2, 2, 1), np.float32)
     y[0, 1, 0, 0] = 2
     kernel = np.arange(1, 10, dtype=np.float32).reshape(3, 3, 1, 1)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from cnnjax.ops.cpu.geometry import Geometry, PoolGeometry
 from cnnjax.ops.pool import max_pool
 from cnnjax.ops.window import explicit_pads
 
-# The examples are always the same ones, and small already: a failure is shown as it was found.
+# The examples are always the same, and small: a failure is shown as it was found, without shrinking.
 fixed = settings(
     deadline=None,
     derandomize=True,
@@ -29,6 +30,13 @@ fixed = settings(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
+
+
+def examples(count):
+    """``count`` in the parity suite; a quarter of them, which take a minute on 2 cores, beside the other tests."""
+    return count if os.environ.get("CNNJAX_EXHAUSTIVE") else -(-count // 4)
+
+
 SIDES = st.integers(1, 40)
 STEPS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 KERNELS = st.one_of(st.integers(1, 3), st.integers(1, 7))  # large ones compile slowly
@@ -36,7 +44,7 @@ SEEDS = st.integers(0, 99)
 
 
 def jit(f, seed):
-    """Compiles every fourth example as users' programs are compiled, and the others in half the time."""
+    """Compiles every fourth example with the options of users' programs, the others in half the time."""
     return jax.jit(f, compiler_options=FAST if seed % 4 else None)
 
 
@@ -45,7 +53,7 @@ KINDS = ("pointwise", "stem", "dense", "depthwise", "grouped")
 
 @st.composite
 def convolutions(draw, kind):
-    """Geometry of the kind, and its padding as a user writes it."""
+    """Geometry of the kind, and its padding in a user's form."""
     n, sides, strides = draw(st.integers(1, 3)), (draw(SIDES), draw(SIDES)), draw(STEPS)
     window = (1, 1) if kind == "pointwise" else (draw(KERNELS), draw(KERNELS))
     if kind == "deep":
@@ -76,13 +84,13 @@ def assert_value_and_gradients(g, padding, seed):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(fixed, max_examples=60)
+@settings(fixed, max_examples=examples(60))
 @given(st.data(), SEEDS)
 def test_random_convolutions_and_their_gradients_are_the_sums_over_taps(kind, data, seed):
     assert_value_and_gradients(*data.draw(convolutions(kind)), seed)
 
 
-@settings(fixed, max_examples=12)
+@settings(fixed, max_examples=examples(12))
 @given(convolutions("deep"), SEEDS)
 def test_random_deep_convolutions_and_their_gradients_are_the_sums_over_taps(convolution, seed):
     assert_value_and_gradients(*convolution, seed)
@@ -111,23 +119,25 @@ def lax_max_pool(g, x):
     return lax.reduce_window(x, np.asarray(-np.inf, x.dtype), lax.max, window, strides, pads)
 
 
-@settings(fixed, max_examples=70)
+@settings(fixed, max_examples=examples(70))
 @given(poolings(), SEEDS)
 def test_random_max_pools_and_gradients_are_lax_exactly_also_of_ties_and_derivatives_match(pooling, seed):
     (g, padding), rng = pooling, np.random.default_rng(seed)
 
-    def both(f, x, dy):
+    def value_and_grad(f, x, dy):
         y, back = jax.vjp(f, x)
         return y, *back(dy)
 
     def ours(x):
         return max_pool(x, g.window, strides=g.strides, padding=padding)
 
-    # Few different integers: windows are full of ties, and sums of gradients are exact.
+    # With few different integers windows are full of ties, and sums of gradients are exact.
     x, dx, dy = (rng.integers(-3, 4, shape).astype(np.float32) for shape in (g.x, g.x, g.out))
-    tangent, *got = jit(lambda x, dx, dy: (jax.jvp(ours, (x,), (dx,))[1], *both(ours, x, dy)), seed)(x, dx, dy)
+    tangent, *got = jit(lambda x, dx, dy: (jax.jvp(ours, (x,), (dx,))[1], *value_and_grad(ours, x, dy)), seed)(
+        x, dx, dy
+    )
     with jax.enable_x64(True):
-        plain = jax.jit(lambda x, dy: both(lambda x: lax_max_pool(g, x), x, dy), compiler_options=FAST)
+        plain = jax.jit(lambda x, dy: value_and_grad(lambda x: lax_max_pool(g, x), x, dy), compiler_options=FAST)
         want = plain(*(a.astype(np.float64) for a in (x, dy)))
     for a, b in zip(got, want, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=str(g))
@@ -138,28 +148,28 @@ SHAPES = st.one_of(
     st.tuples(SEEDS.map(lambda c: c + 1)),
     st.tuples(st.integers(1, 99), st.integers(1, 9)),
     st.tuples(st.integers(1, 3), SIDES, SIDES, st.integers(1, 9)),
-    # At and above the size from which the forms for images serve.
+    # At and above the size from which the forms for large images are used.
     st.tuples(st.integers(1, 3), st.integers(32, 40), st.integers(32, 40), st.integers(16, 20)),
     st.tuples(st.integers(1, 3), st.integers(4, 9), st.integers(16, 20), st.integers(16, 20), st.integers(16, 20)),
 )
 
 
-@settings(fixed, max_examples=40)
+@settings(fixed, max_examples=examples(40))
 @given(SHAPES, SEEDS)
-def test_channel_sums_and_spreads_are_each_others_transpose_and_numpys(shape, seed):
+def test_channel_sum_and_broadcast_are_transposes_of_each_other_and_match_numpy(shape, seed):
     x, values = oracle.draw(shape, shape[-1:], seed=seed)
 
-    def both(x, values):
-        total, back = jax.vjp(reduce.channel_sum, x)
-        spread, gather = jax.vjp(lambda v: reduce.spread(v, shape), values)
-        return total, *back(values), spread, *gather(x)
+    def values_and_gradients(x, values):
+        total, total_vjp = jax.vjp(reduce.channel_sum, x)
+        broadcast, broadcast_vjp = jax.vjp(lambda v: reduce.broadcast_channels(v, shape), values)
+        return total, *total_vjp(values), broadcast, *broadcast_vjp(x)
 
-    total, total_back, spread, spread_back = jit(both, seed)(x, values)
+    total, total_grad, broadcast, broadcast_grad = jit(values_and_gradients, seed)(x, values)
     want = x.astype(np.float64).sum(tuple(range(x.ndim - 1)))
     oracle.assert_near(total, want, 1e-5, shape)
-    oracle.assert_near(spread_back, want, 1e-5, shape)
-    np.testing.assert_array_equal(spread, np.broadcast_to(values, shape))
-    np.testing.assert_array_equal(total_back, np.broadcast_to(values, shape))
+    oracle.assert_near(broadcast_grad, want, 1e-5, shape)
+    np.testing.assert_array_equal(broadcast, np.broadcast_to(values, shape))
+    np.testing.assert_array_equal(total_grad, np.broadcast_to(values, shape))
 
 
 def plain_batch_norm(x, scale, bias, epsilon):
@@ -168,12 +178,12 @@ def plain_batch_norm(x, scale, bias, epsilon):
     return (x - mean) / jnp.sqrt(var + epsilon) * scale + bias, mean, var
 
 
-@settings(fixed, max_examples=40)
+@settings(fixed, max_examples=examples(40))
 @given(SHAPES.filter(lambda shape: math.prod(shape[:-1]) > 3), SEEDS, st.sampled_from([1e-3, 1e-5, 0.1]))
 def test_random_batch_norms_and_all_their_gradients_are_those_of_plain_jnp(shape, seed, epsilon):
     c = shape[-1:]
     x, scale, bias, dy, dmean, dvar = oracle.draw(shape, c, c, shape, c, c, seed=seed)
-    arrays = x, scale, bias, dy + x, dmean, dvar  # dy goes with x: else dscale cancels to nothing
+    arrays = x, scale, bias, dy + x, dmean, dvar  # dy depends on x, or dscale would cancel to nothing
 
     def all_six(f, x, scale, bias, *cotangents):
         results, back = jax.vjp(lambda *args: f(*args, epsilon), x, scale, bias)
@@ -187,7 +197,7 @@ def test_random_batch_norms_and_all_their_gradients_are_those_of_plain_jnp(shape
         oracle.assert_near(a, b, 1e-5, (name, shape, epsilon))
 
 
-# Each row of each table alone. The geometries are many, so that new rows find theirs: only their cost is computed.
+# Each row of each table alone. There are many geometries, so that some suit new rows: only their cost is computed.
 
 PADS = [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 1), (1, 2)), ((3, 3), (2, 4))]
 CHANNELS = [(1, 1, 8), (1, 3, 32), (1, 16, 16), (1, 64, 64), (1, 128, 256), (12, 12, 12), (12, 12, 24), (4, 16, 8)]
@@ -219,7 +229,7 @@ def lax_place(g, x, dy):
     return jax.vjp(lambda x: lax_max_pool(g, x), x)[1](dy)[0]
 
 
-TABLES = {  # table, geometries, shapes of the arguments, what it computes
+TABLES = {  # table, geometries, shapes of the arguments, reference function
     "CONV": (conv_forms.CONV, CONVOLUTIONS, lambda g: (g.x, g.kernel), oracle.conv),
     "INPUT_GRAD": (conv_forms.INPUT_GRAD, CONVOLUTIONS, lambda g: (g.out, g.kernel), oracle.input_grad),
     "KERNEL_GRAD": (conv_forms.KERNEL_GRAD, CONVOLUTIONS, lambda g: (g.x, g.out), oracle.kernel_grad),
@@ -251,7 +261,7 @@ def test_each_form_alone_is_plain_lax_in_float64(name, i, cache, monkeypatch):
     table, _, shapes, plain = TABLES[name]
     found = chosen(name, i)
     for module in (conv_forms, winograd):
-        # Without a cache the forms that take a large batch image by image do so of a small one.
+        # Without a cache the forms that compute a large batch image by image do so with a small one.
         monkeypatch.setattr(module, "_CACHED", 1 << 40 if cache == "large" else 0)
     for g in found[:17:16]:  # the cheapest, and another
         arrays = oracle.draw(*shapes(g), dtype=np.float64)
@@ -267,7 +277,7 @@ SMALL = [g for g in CONVOLUTIONS if g.x[0] * g.x[3] <= 64 and g.x[1] < 99]
 
 @pytest.mark.parametrize("g", SMALL[:: len(SMALL) // 12], ids=str)
 def test_the_oracle_is_lax(g):
-    """Forward by lax in float64, with the padding outside of it; the gradients as its adjoints."""
+    """lax computes the forward pass in float64, with padding added before; the gradients are its adjoints."""
     x, kernel, dy = oracle.draw(g.x, g.kernel, g.out, dtype=np.float64)
     with jax.enable_x64(True):
         padded = jnp.pad(x, ((0, 0), *g.pads, (0, 0)))

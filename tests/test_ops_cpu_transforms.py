@@ -33,7 +33,7 @@ NAMES = [*CASES, "max pool"]
 
 
 def pair(name):
-    """Our operation, lax's, and arguments in float64 (for max pooling distinct and far apart)."""
+    """Our operation, that of lax, and arguments in float64 (for max pooling distinct and far apart)."""
     if name == "max pool":
         shape, window, strides, pads = POOL
         x = np.random.default_rng(0).permutation(np.arange(np.prod(shape), dtype=np.float64)).reshape(shape)
@@ -50,7 +50,7 @@ def pair(name):
 
 
 def grads(f):
-    """Gradients of a loss that bends, so that all that f's derivatives depend on shows."""
+    """Gradients of a nonlinear loss, which show everything that f's derivatives depend on."""
     return lambda *args: jax.grad(lambda *args: (f(*args) ** 2).sum(), tuple(range(len(args))))(*args)
 
 
@@ -174,7 +174,7 @@ def primitives(f, *args):
 
 
 OURS = {"conv", "conv_input_grad", "conv_kernel_grad", "max_pool", "max_pool_pick", "max_pool_place"}
-OURS |= {"channel_sum", "channel_spread"}
+OURS |= {"channel_sum", "channel_broadcast"}
 LAX = {"conv_general_dilated", "reduce_window_max"}
 
 
@@ -186,7 +186,7 @@ def assert_falls_back(f, *args):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_and_float64_on_one_device_or_an_auto_mesh_take_the_primitives(name):
-    """Shows that the tests of falling back can fail."""
+    """This test shows that the tests of the fall-back can fail."""
     ours, _, args = pair(name)
     whole, sharded, _ = sharded_args(args, mesh_of(AxisType.Auto))
     for arrays in (whole, sharded):
@@ -201,8 +201,8 @@ def test_float32_and_float64_on_one_device_or_an_auto_mesh_take_the_primitives(n
 def test_eight_devices_of_an_auto_mesh_give_what_one_gives(name):
     ours, _, args = pair(name)
     whole, sharded, _ = sharded_args(args, mesh_of(AxisType.Auto))
-    both = jax.jit(lambda *args: (ours(*args), grads(ours)(*args)))
-    got, want = both(*sharded), both(*whole)
+    value_and_gradients = jax.jit(lambda *args: (ours(*args), grads(ours)(*args)))
+    got, want = value_and_gradients(*sharded), value_and_gradients(*whole)
     assert len(got[0].sharding.device_set) == 8
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         oracle.assert_near(a, b, 1e-5)
@@ -214,12 +214,12 @@ def test_batch_norm_over_eight_devices_gives_what_one_gives():
     ones = np.ones(8, np.float32)
 
     @jax.jit
-    def both(x, scale, bias):
+    def value_and_gradients(x, scale, bias):
         results, back = jax.vjp(lambda *args: batch_norm(*args, 1e-3), x, scale, bias)
         return results, back((x + dy, ones, ones))
 
-    assert "channel_sum" in primitives(both, x, scale, bias)
-    for a, b in zip(*(jax.tree.leaves(both(x, scale, bias)) for x in (sharded, x)), strict=True):
+    assert "channel_sum" in primitives(value_and_gradients, x, scale, bias)
+    for a, b in zip(*(jax.tree.leaves(value_and_gradients(x, scale, bias)) for x in (sharded, x)), strict=True):
         oracle.assert_near(a, b, 1e-5)
 
 
@@ -296,7 +296,7 @@ def test_a_batch_of_unknown_size_is_lax_and_exports(name):
 
 
 def programs(name, platform):
-    """StableHLO of the value and of the gradients, of ours and of lax's, from functions of the same names."""
+    """StableHLO of value and gradients, for our operation and that of lax, from functions of the same names."""
     ours, plain, args = pair(name)
     args = tuple(a.astype(np.float32) for a in args)
     dy = jax.eval_shape(plain, *args)
@@ -322,7 +322,7 @@ def canonical(program):
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "rocm"])
 @pytest.mark.parametrize("name", NAMES)
 def test_on_accelerators_value_and_gradients_are_laxs_program_to_the_letter(name, platform):
-    """Only max pooling's gradient is canonicalized: it also holds the maximum, which is not used there."""
+    """Only max pooling's gradient is canonicalized: it also has the maximum, which is not used there."""
     ours, plain = programs(name, platform)
     assert ours[0].as_text() == plain[0].as_text()
     as_text = canonical if name == "max pool" else lambda program: program.as_text()
@@ -333,7 +333,7 @@ def test_on_accelerators_value_and_gradients_are_laxs_program_to_the_letter(name
     "name", ["pointwise strided", "depthwise strided, two kernels each", "grouped", "deep", "max pool"]
 )
 def test_on_cpus_they_are_not_laxs_program(name):
-    """Shows that these geometries test the forms, and that the test above can fail."""
+    """This test shows that these geometries use the forms, and that the test above can fail."""
     ours, plain = programs(name, "cpu")
     for a, b in zip(ours, plain, strict=True):
         assert canonical(a) != canonical(b)

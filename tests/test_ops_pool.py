@@ -41,7 +41,7 @@ CASES = [  # spatial, window, strides, padding, pads
 
 @pytest.mark.parametrize(("spatial", "window", "strides", "padding", "pads"), CASES, ids=str)
 def test_pools_are_the_loops(spatial, window, strides, padding, pads):
-    # All below zero: padding that took part in the maximum would win.
+    # All values are below zero: padding that counted in the maximum would win.
     x = np.random.default_rng(0).normal(size=(2, *spatial, 3)).astype(np.float32) - 10
     steps = window if strides is None else (strides,) * len(spatial) if isinstance(strides, int) else strides
     got = pool.max_pool(x, window, strides=strides, padding=padding)
@@ -97,12 +97,12 @@ def test_depth_pooling():
     x = np.array([[1, 5, 2, 9, 0, 3]], np.float32)
     np.testing.assert_array_equal(pool.depth_max_pool(x, 3), [[5, 9]])
     np.testing.assert_array_equal(pool.depth_max_pool(x, 2), [[5, 9, 3]])
-    with pytest.raises(ValueError, match=r"divides the depth 20, got 3"):
+    with pytest.raises(ValueError, match=r"divides the 20 channels, got 3"):
         pool.depth_max_pool(np.zeros((1, 4, 4, 20)), 3)
 
 
 def test_half_precision_is_summed_in_float32():
-    """In bfloat16 a running sum of ones stops at 256."""
+    """A running sum of ones in bfloat16 stops at 256."""
     ones = jnp.ones((1, 32, 32, 1), jnp.bfloat16)
     for y in (
         pool.avg_pool(ones, 32),

@@ -43,15 +43,15 @@ def test_first_rule_that_matches_decides():
 
 
 @pytest.mark.parametrize(
-    ("rules", "said"),
+    ("rules", "message"),
     [
         ((("head/.*", ONE),), "no rule covers .*base/conv/kernel"),
         (((".*", ONE), ("haed/.*", None)), "no parameter matches .*haed"),
         (((".*", None),), "freeze every parameter"),
     ],
 )
-def test_rules_that_miss_are_errors(rules, said):
-    with pytest.raises(UserError, match=said):
+def test_rules_that_miss_are_errors(rules, message):
+    with pytest.raises(UserError, match=message):
         optim.split(PARAMS, rules)
 
 

@@ -1,4 +1,4 @@
-"""Figures: their pixels where a wrong plot would show, the user's text in them, and that saving is all or nothing."""
+"""Figures: pixels that a wrong plot would change, the user's text in them, and saving as all or nothing."""
 
 import subprocess
 import sys
@@ -14,11 +14,11 @@ from cnnjax import plot
 from cnnjax.types import Picture
 
 CLASSES = ["cat", "dog", "owl"]
-ODD = "_a$b_{c}$\\frac{汉}\\$"  # would be mathematics, an underscore that hides a label, and a glyph that is missing
+ODD = "_a$b_{c}$\\frac{汉}\\$"  # mathematics, an underscore that hides a label, and a missing glyph
 
 
 def _shown(axis):
-    """The array that an axis shows."""
+    """Array that an axis shows."""
     (picture,) = axis.images
     return np.asarray(picture.get_array())
 
@@ -28,7 +28,7 @@ def _titles(figure):
 
 
 def _pixel(path, axis, x, y):
-    """The RGB color in a saved PNG at data coordinates (x, y) of an axis."""
+    """RGB color in a saved PNG at data coordinates (x, y) of an axis."""
     with Image.open(path) as image:
         column, row = axis.transData.transform((x, y))
         return image.convert("RGB").getpixel((int(column), int(image.height - row)))
@@ -226,7 +226,7 @@ def test_feature_maps_each_have_their_own_range():
 
 
 def _figures_with(text):
-    """A figure of each kind with ``text`` wherever a user's text may stand, and how many times that is."""
+    """Figures of each kind with ``text`` in every place of a user's text, each with the number of places."""
     image, series = np.zeros((9, 9, 3)), {text: (np.arange(3), np.arange(3))}
     yield plot.pictures([Picture(image, text, np.array([[1, 1, 5, 5]]), (text,), (0,))], suptitle=text), 3
     yield plot.image_grid([image], [text], suptitle=text), 2

@@ -1,4 +1,4 @@
-"""Naming what is in photos: Keras' answers from Keras' weights, every kind of file, and files that are none."""
+"""Predicted classes: those of Keras for its weights, every kind of image file, and files that are no images."""
 
 import io
 import json
@@ -10,15 +10,16 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from cnnjax import settings
 from cnnjax.types import UserError
 
 TAG, FILE = "mobilenet_v1_0.75_224.keras", "mobilenet_7_5_224_tf.h5"
 
 
 def run(folder: Path, *images: object, **fields: object) -> tuple[dict, dict]:
-    """The summary, and predictions.json."""
+    """Runs predict.py; returns the summary, and the content of predictions.json."""
     fields = {"smoke": True, **fields}
-    summary = predict.main(predict.Config(tuple(map(str, images)), run_dir=folder, **fields))
+    summary = predict.main(settings.change(predict.Config(), images=tuple(map(str, images)), run_dir=folder, **fields))
     assert json.loads((folder / "summary.json").read_text()) == summary
     return summary, json.loads((folder / "predictions.json").read_text())
 
@@ -33,9 +34,9 @@ def test_the_photos_of_the_chapter_are_what_keras_says(shared, tmp_path, monkeyp
     paths = load_sample_images().filenames
     photos = np.stack([keras.utils.load_img(p, target_size=(224, 224), interpolation="bilinear") for p in paths])
     index = json.loads((shared / "data" / "imagenet_class_index.json").read_text())
-    monkeypatch.setattr(imagenet_utils, "CLASS_INDEX", index)  # it downloads it otherwise
-    said = peer.predict(keras.applications.mobilenet.preprocess_input(photos.astype(np.float32)), verbose=0)
-    expected = imagenet_utils.decode_predictions(said)
+    monkeypatch.setattr(imagenet_utils, "CLASS_INDEX", index)  # Keras would download it
+    probabilities = peer.predict(keras.applications.mobilenet.preprocess_input(photos.astype(np.float32)), verbose=0)
+    expected = imagenet_utils.decode_predictions(probabilities)
 
     summary, result = run(tmp_path, weights=TAG, file=weights, resize="squeeze", smoke=False)
     assert summary == {"images": 2, "unreadable": 0}
@@ -60,46 +61,46 @@ def test_smoke_says_that_its_weights_are_random(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "RANDOM WEIGHTS" in printed.out
     assert "RANDOM WEIGHTS" in printed.err
-    assert json.loads((tmp_path / "config.json").read_text())["weights"] == predict.SMOKE
+    assert json.loads((tmp_path / "config.json").read_text())["weights"] == settings.SMOKE
 
 
 @pytest.fixture
 def album(tmp_path) -> Path:
-    """The same picture as several kinds of file, other pictures, and files that are none."""
+    """Folder of one image as several kinds of files, other images, and files that are no images."""
     folder = tmp_path / "album"
     (folder / "deep").mkdir(parents=True)
     pixels = np.asarray(Image.open(load_sample_images().filenames[1]).resize((160, 120)))
-    colour, grey = Image.fromarray(pixels), Image.fromarray(pixels).convert("L")
-    colour.save(folder / "a_rgb.png")
+    color, gray = Image.fromarray(pixels), Image.fromarray(pixels).convert("L")
+    color.save(folder / "a_rgb.png")
     Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(folder / "b_rgba.png")
     exif = Image.Exif()
     exif[0x0112] = 6
-    colour.transpose(Image.Transpose.ROTATE_90).save(folder / "c_turned.png", exif=exif)
-    grey.save(folder / "d_grey.png")
-    deep = np.asarray(grey).astype(np.uint16) << 8
+    color.transpose(Image.Transpose.ROTATE_90).save(folder / "c_turned.png", exif=exif)
+    gray.save(folder / "d_gray.png")
+    deep = np.asarray(gray).astype(np.uint16) << 8
     Image.fromarray(deep).save(folder / "e_16bit.png")
-    colour.quantize(64).save(folder / "f_palette.gif")
-    colour.convert("CMYK").save(folder / "g_cmyk.jpg")
+    color.quantize(64).save(folder / "f_palette.gif")
+    color.convert("CMYK").save(folder / "g_cmyk.jpg")
     buffer = io.BytesIO()
-    colour.save(buffer, "JPEG")
+    color.save(buffer, "JPEG")
     (folder / "h_cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     (folder / "i_text.jpg").write_text("no image")
     (folder / "j_empty.png").write_bytes(b"")
     (folder / "notes.txt").write_text("not looked at")
-    grey.save(folder / "deep" / "k.png")
+    gray.save(folder / "deep" / "k.png")
     return folder
 
 
 def test_every_kind_of_file_is_read_and_what_is_none_is_named(album, tmp_path, capsys):
     summary, result = run(tmp_path / "run", album, batch_size=8)
     assert summary == {"images": 8, "unreadable": 3}
-    said = {Path(image["file"]).name: image["predictions"] for image in result["images"]}
-    assert said.keys() == {
-        *("a_rgb.png", "b_rgba.png", "c_turned.png", "d_grey.png"),
+    predictions = {Path(image["file"]).name: image["predictions"] for image in result["images"]}
+    assert predictions.keys() == {
+        *("a_rgb.png", "b_rgba.png", "c_turned.png", "d_gray.png"),
         *("e_16bit.png", "f_palette.gif", "g_cmyk.jpg", "k.png"),
     }
-    assert said["b_rgba.png"] == said["c_turned.png"] == said["a_rgb.png"]
-    assert said["e_16bit.png"] == said["d_grey.png"] == said["k.png"] != said["a_rgb.png"]
+    assert predictions["b_rgba.png"] == predictions["c_turned.png"] == predictions["a_rgb.png"]
+    assert predictions["e_16bit.png"] == predictions["d_gray.png"] == predictions["k.png"] != predictions["a_rgb.png"]
     printed = capsys.readouterr().err
     for error, name in zip(result["unreadable"], ("h_cut.jpg", "i_text.jpg", "j_empty.png"), strict=True):
         assert error.startswith(f"{album / name}: not a readable image (")
@@ -114,11 +115,11 @@ def test_the_batch_size_changes_nothing(album, tmp_path):
 
 
 def test_names_stand_for_files_folders_and_patterns(album):
-    found = predict.find_images([f"{album}/[de]_*", str(album / "deep"), str(album / "d_grey.png")])
-    assert [path.name for path in found] == ["d_grey.png", "e_16bit.png", "k.png"]
+    found = predict.find_images([f"{album}/[de]_*", str(album / "deep"), str(album / "d_gray.png")])
+    assert [path.name for path in found] == ["d_gray.png", "e_16bit.png", "k.png"]
     assert len(predict.find_images([str(album)])) == 11
     assert [path.name for path in predict.find_images([])] == ["china.jpg", "flower.jpg"]
-    (album / "photo [1].png").write_bytes((album / "d_grey.png").read_bytes())
+    (album / "photo [1].png").write_bytes((album / "d_gray.png").read_bytes())
     assert [path.name for path in predict.find_images([f"{album}/photo [1].png"])] == ["photo [1].png"]
     for name in ("gone.jpg", f"{album}/*.bmp"):
         with pytest.raises(UserError, match="no images there; give files, folders with images, or a quoted pattern"):

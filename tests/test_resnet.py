@@ -38,10 +38,10 @@ def test_parameters(name, parameters):
         ("resnet152_v1", 60_419_944, 151_424),
     ],
 )
-def test_keras_counts_a_bias_for_each_normalized_map(name, total, fixed):
+def test_keras_counts_a_bias_for_each_normalized_feature(name, total, fixed):
     parameters, statistics = promises.counts(name)
     assert statistics == fixed
-    biases = statistics // 2  # one per map that a BatchNorm follows; Keras' convolutions have them, ours do not
+    biases = statistics // 2  # one per feature before a BatchNorm; Keras' convolutions have them, ours do not
     assert parameters + statistics + biases == total
 
 
@@ -49,7 +49,7 @@ def test_preactivation_parameters():
     assert promises.counts("resnet50_v2") == (25_613_800 - 45_440, 45_440)
 
 
-def test_stages_halve_the_map():
+def test_stages_halve_the_feature_map():
     model = models.create("resnet50")
     x = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
     _, endpoints = jax.eval_shape(model.apply, promises.abstract(model, x.shape), x)
@@ -68,7 +68,7 @@ def test_stages_halve_the_map():
 
 @pytest.mark.parametrize("first", [True, False])
 def test_where_the_stride_is(first):
-    """In the first 1×1 convolution every fourth pixel is read, in the 3×3 all are."""
+    """The first 1×1 convolution with stride 2 reads every fourth pixel, the 3×3 reads all."""
     conv_norm = functools.partial(nn.ConvNorm, dtype=None)
     unit = resnet.Unit(8, 2, bottleneck=True, stride_first=first, zero_init=False, reduction=None, conv_norm=conv_norm)
     x = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)
@@ -85,12 +85,12 @@ def test_zero_init_starts_units_as_the_identity():
     variables = jax.jit(model.init, compiler_options=FAST)(promises.KEYS, x)
     assert not variables["params"]["stage1"]["block1"]["conv2"]["norm"]["scale"].any()
     _, endpoints = jax.jit(model.apply, compiler_options=FAST)(variables, x)
-    # Stage 1 has no shortcut convolution: what goes in, pooled and not negative, comes out.
+    # Stage 1 has no shortcut convolution: its input, pooled and not negative, is its output.
     np.testing.assert_array_equal(endpoints["stage1"], nn.max_pool(endpoints["stem"], 3, strides=2, padding=1))
 
 
 def test_remat_changes_nothing(monkeypatch):
-    """With as few blocks as show every part."""
+    """The network has as few blocks as contain every part."""
     few = functools.partial(resnet.ResNet, (2, 1, 1, 1), bottleneck=False)
     monkeypatch.setitem(models._variants(), "resnet18", few)
     promises.check_remat("resnet18", 32)

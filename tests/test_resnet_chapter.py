@@ -1,4 +1,4 @@
-"""The chapter's ResNet-34 against the chapter's own code, and what every family is asked."""
+"""The chapter's ResNet-34 against the chapter's own code, and the promises of every family."""
 
 import types
 
@@ -83,14 +83,14 @@ def peer(shape):
 
 
 def test_is_the_chapters_model(monkeypatch):
-    """Read by the names that ``peer`` gives."""
+    """The weights are read by the names that ``peer`` gives."""
     layout = layouts.Layout(((r"(\w+)/(\w+)", "{1}_{2}"), (r"(\w+)/(\w+)/(\w+)", "{1}_{2}_{3}")))
     monkeypatch.setitem(layouts.tables(), "ResNet34", {"keras": layout})
     peers.check_keras("resnet34_chapter", peer, (64, 97), saved="npz", residual="main2_norm$")
 
 
 def test_count():
-    """That of ``resnet34`` but for the number of classes."""
+    """The count is that of ``resnet34`` except for the number of classes."""
     resnet34 = promises.counts("resnet34", num_classes=10)
     assert promises.counts("resnet34_chapter") == resnet34
     assert resnet34[0] == 21_797_672 - 990 * 513

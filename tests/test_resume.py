@@ -15,7 +15,7 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def short_starts():
-    """All that one process compiles the next finds, small programs too, of which a start has a hundred."""
+    """Keeps every compiled program for the next process, also small ones, of which a start has a hundred."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
@@ -23,7 +23,7 @@ def short_starts():
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """A short run that nobody disturbed."""
+    """Folder of a short run without interruption."""
     folder = tmp_path_factory.mktemp("resume") / "unbroken"
     kills.run(folder, *kills.SHORT)
     return folder
@@ -34,7 +34,7 @@ def steps(folder):
 
 
 def wait_for(path, pattern):
-    """Until a file matching ``pattern`` lies in ``path``."""
+    """Waits until a file matching ``pattern`` lies in ``path``."""
     for _ in range(3600):
         if list(path.glob(pattern)):
             return
@@ -48,7 +48,7 @@ def test_unbroken_run_has_each_step_once(unbroken):
 
 
 def test_killed_runs_end_as_the_unbroken_one(unbroken, tmp_path):
-    """SIGKILL as soon as there is a checkpoint, and at a random moment after."""
+    """Runs get SIGKILL as soon as there is a checkpoint, or at a random moment after it."""
     folder, rng = tmp_path / "killed", random.Random(0)
     for _ in range(2):
         process = kills.start(folder, *kills.SHORT)
@@ -111,7 +111,7 @@ def test_run_in_use_is_refused(tmp_path):
 
 
 def start_two(folder, port, *flags):
-    """Two processes of four devices each, over loopback."""
+    """Starts two processes of four devices each, over loopback."""
     environment = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -121,11 +121,11 @@ def start_two(folder, port, *flags):
 
 
 def test_two_processes_are_one(tmp_path, unused_tcp_port):
-    """Against one process of eight devices. By SGD: Adam divides by the gradient's size, rounding errors and all."""
+    """They equal one process of eight devices, with SGD: Adam would amplify rounding errors of small gradients."""
     flags = ("--smoke", "--optimizer", "sgd", "--learning-rate", "0.05")
     kills.run(tmp_path / "one", *flags)
-    both = start_two(tmp_path / "two", unused_tcp_port, *flags)
-    assert [process.wait(timeout=300) for process in both] == [0, 0], (tmp_path / "two.log").read_text()[-3000:]
+    processes = start_two(tmp_path / "two", unused_tcp_port, *flags)
+    assert [process.wait(timeout=300) for process in processes] == [0, 0], (tmp_path / "two.log").read_text()[-3000:]
     one, two = (kills.final_state(tmp_path / name) for name in ("one", "two"))
     largest = max(jax.tree.leaves(jax.tree.map(lambda a, b: abs(a - b).max(initial=0), one, two)))
     assert largest <= 1e-5
@@ -133,12 +133,12 @@ def test_two_processes_are_one(tmp_path, unused_tcp_port):
 
 
 def test_two_processes_stop_at_the_same_step(tmp_path, unused_tcp_port):
-    """SIGTERM reaches one of them only."""
+    """Only one of them gets SIGTERM."""
     folder = tmp_path / "two"
-    both = start_two(folder, unused_tcp_port, *kills.SHORT, "--epochs", "50")
+    processes = start_two(folder, unused_tcp_port, *kills.SHORT, "--epochs", "50")
     wait_for(folder, "checkpoints/[0-9]*")
-    both[1].terminate()
-    assert [process.wait(timeout=300) for process in both] == [0, 0], (tmp_path / "two.log").read_text()[-3000:]
+    processes[1].terminate()
+    assert [process.wait(timeout=300) for process in processes] == [0, 0], (tmp_path / "two.log").read_text()[-3000:]
     assert "saved: the same command goes on" in (tmp_path / "two.log").read_text()
     newest = max(int(path.name) for path in (folder / "checkpoints").glob("[0-9]*"))
     assert steps(folder)[-1] == newest

@@ -14,7 +14,7 @@ def test_count():
 
 
 def test_has_154_layers():
-    """Three of the stem, three in each of 50 bottlenecks, and the head."""
+    """The stem has three, each of 50 bottlenecks three, and the head is one."""
     params = promises.abstract(models.create("senet154"), (1, 32, 32, 3))["params"]
     convs = [path for path, _ in jax.tree_util.tree_leaves_with_path(params) if "'conv'" in jax.tree_util.keystr(path)]
     shortcuts = [path for path in convs if "shortcut" in jax.tree_util.keystr(path)]
@@ -23,7 +23,7 @@ def test_has_154_layers():
 
 
 def test_remat(monkeypatch):
-    monkeypatch.setattr(senet, "_STAGES", ((2, 32), (1, 32)))  # as few as show every part
+    monkeypatch.setattr(senet, "_STAGES", ((2, 32), (1, 32)))  # as few as contain every part
     promises.check_remat("senet154", 32)
 
 

@@ -1,4 +1,4 @@
-"""How arrays lie on the mesh: the rule for states, and the copies that follow it."""
+"""Sharding of arrays over the mesh: the rule for states, and the copies that follow it."""
 
 import jax
 import numpy as np

@@ -22,7 +22,7 @@ def zeros(*shape):
 
 
 class Net(linen.Module):
-    """Whatever ``layers(x, train)`` does."""
+    """Network that computes ``layers(x, train)``."""
 
     layers: object
     dtype: object = None
@@ -36,7 +36,7 @@ class Net(linen.Module):
 
 
 def floats(layers, *shape):
-    """What training keeps of one image, beside the image itself, and the most that inference holds at one time."""
+    """Floats of one image that training keeps beside the image, and the most that inference holds at one time."""
     net = Net(layers)
     cost = summary.cost(net, (1, *shape))
     stored = sum(nbytes(x) for x in jax.tree.leaves(jax.eval_shape(net.init, KEY, zeros(1, *shape))))
@@ -84,14 +84,14 @@ def test_multiply_adds_by_hand(f, args, expected):
     assert summary.macs(jax.jit(jax.checkpoint(f)), *args) == expected
     with dispatch.plain_everywhere():
         half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), args)
-        assert summary.macs(f, *half) == expected  # lax' own convolution
+        assert summary.macs(f, *half) == expected  # the convolution of jax.lax
 
 
 def test_a_gradient_costs_twice_the_layer():
     x, kernel = zeros(2, 8, 8, 3), zeros(3, 3, 3, 4)
     once = summary.macs(conv.conv, x, kernel)
-    both = jax.grad(lambda *args: jnp.sum(conv.conv(*args) ** 2), argnums=(0, 1))
-    assert summary.macs(both, x, kernel) == 3 * once
+    gradients = jax.grad(lambda *args: jnp.sum(conv.conv(*args) ** 2), argnums=(0, 1))
+    assert summary.macs(gradients, x, kernel) == 3 * once
 
 
 def test_a_scan_counts_its_passes():
@@ -99,7 +99,7 @@ def test_a_scan_counts_its_passes():
         return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), x), x, kernels)
 
     assert summary.macs(f, zeros(2, 5), zeros(7, 5, 5)) == 7 * 2 * 25
-    # From the second pass on, what was carried in as a constant depends on the input.
+    # From the second pass on, a value that was carried in as a constant depends on the input.
     assert summary.macs(lambda kernels: f(jnp.ones((2, 5)), kernels), zeros(7, 5, 5)) == 7 * 2 * 25
     assert (
         summary.macs(lambda xs: jax.lax.scan(lambda c, x: ((c + x) @ jnp.eye(5), 0), jnp.zeros(5), xs), zeros(7, 5))
@@ -140,7 +140,7 @@ def test_a_sum_overwrites_one_of_its_terms():
         x = nn.Conv(4, 1, name="first")(x)
         return linen.relu(x + nn.Conv(4, 1, name="second")(x))
 
-    # The first is read twice. At the second convolution both are alive.
+    # The first value is read twice. At the second convolution it and its result are in use.
     assert floats(residual, 8, 8, 1) == (2 * 64 * 4, 2 * 64 * 4)
 
 
@@ -149,7 +149,7 @@ def test_branches_end_in_their_concatenation():
         x = jnp.concatenate([linen.relu(nn.Conv(c, 1, name=f"conv{c}")(x)) for c in (2, 3)], axis=-1)
         return nn.max_pool(x, 2)
 
-    # Training keeps the concatenation and the pooled map; inference has branches and concatenation at one time.
+    # Training keeps the concatenation and the pooled feature map; inference has branches and concatenation at once.
     assert floats(branches, 8, 8, 1) == (64 * 5 + 16 * 5, 64 * 5 + 64 * 5)
 
 
@@ -164,7 +164,7 @@ def test_a_scan_keeps_every_pass_in_training():
 
 
 def test_bfloat16_halves_the_activations():
-    """Averages widen what they read, and gates what they multiply: only where it is read."""
+    """Averages and gates cast their inputs to float32, but only where they read them."""
 
     def layers(x, train):
         x = nn.ConvNorm(4, 3, dtype=x.dtype, name="conv")(x, train)
@@ -180,24 +180,24 @@ def test_bfloat16_halves_the_activations():
 
 def test_remat_keeps_what_leaves_a_stage_and_the_largest_stage():
     shape = (2, 64, 64, 3)
-    plain, anew = (summary.cost(models.create("resnet18", remat=flag), shape) for flag in (False, True))
-    assert (anew.params, anew.macs, anew.infer_bytes) == (plain.params, plain.macs, plain.infer_bytes)
+    plain, recomputed = (summary.cost(models.create("resnet18", remat=flag), shape) for flag in (False, True))
+    assert (recomputed.params, recomputed.macs, recomputed.infer_bytes) == (plain.params, plain.macs, plain.infer_bytes)
     # The end of the last stage is stored with remat only: it is a chain that ends in the global average.
     stages = [sum(row.bytes for row in plain.layers if row.name.startswith(f"stage{i}")) for i in (1, 2, 3, 4)]
-    ends = [4 * 2 * size**2 * maps for size, maps in ((16, 64), (8, 128), (4, 256), (2, 512))]
+    ends = [4 * 2 * size**2 * features for size, features in ((16, 64), (8, 128), (4, 256), (2, 512))]
     expected = (
         plain.train_bytes - sum(stages) + max(a - b for a, b in zip(stages, [*ends[:3], 0], strict=True)) + sum(ends)
     )
-    assert anew.train_bytes == expected
+    assert recomputed.train_bytes == expected
 
 
 # The chapter.
 
 
-def convolutions(maps, size, strides, dtype=None):
+def convolutions(features, size, strides, dtype=None):
     def layers(x, train):
-        for i, features in enumerate(maps):
-            x = nn.Conv(features, size, strides=strides, dtype=dtype, name=f"conv{i + 1}")(x)
+        for i, count in enumerate(features):
+            x = nn.Conv(count, size, strides=strides, dtype=dtype, name=f"conv{i + 1}")(x)
         return x
 
     return Net(layers, dtype)
@@ -220,7 +220,7 @@ def test_the_chapters_exercise_2():
     assert one.params == 903_400
     assert [layer.params for layer in one.layers] == [2_800, 180_200, 720_400]
     assert [layer.shape for layer in one.layers] == [(1, 100, 150, 100), (1, 50, 75, 200), (1, 25, 38, 400)]
-    # Parameters and the first two maps: the input, 0.72 MB, is no longer needed then.
+    # Parameters and the first two feature maps: the input, 0.72 MB, is no longer needed then.
     assert one.infer_bytes == 4 * 903_400 + 9_000_000 == 12_613_600
     assert sum(layer.bytes for layer in fifty.layers) == 526_000_000
     assert fifty.train_bytes == 526_000_000 + 36_000_000 + 4 * 903_400 == 565_613_600

@@ -1,4 +1,4 @@
-"""Costs against what JAX and XLA say themselves: residuals of the derivative, operations, memory."""
+"""Costs against JAX and XLA: residuals of the derivative, operations, memory."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def zeros(*shape):
 
 
 def residuals(model, shape):
-    """Bytes that JAX's own derivative keeps: what its closure holds, once each, without ReLU's masks and constants."""
+    """Bytes that JAX's own derivative keeps: each array of its closure once, without ReLU's masks and constants."""
     variables = jax.eval_shape(model.init, KEY, zeros(*shape))
 
     def backward(variables, images, key):
@@ -49,13 +49,13 @@ def residuals(model, shape):
     ],
 )
 def test_training_keeps_what_jaxs_derivative_keeps(name, shape):
-    """Within 1 %, but only where few steps are elementwise: of LRN or tanh JAX keeps each, and XLA does them again."""
+    """Costs agree within 1 % where few steps are elementwise: of LRN or tanh JAX keeps each step, XLA none."""
     model = models.create(name)
     assert summary.cost(model, shape).train_bytes == pytest.approx(residuals(model, shape), rel=0.01)
 
 
 def lowered(model, shape, train):
-    """The program of inference, or of the gradient in training, with lax' own operations."""
+    """Program of inference, or of the gradient in training, with the operations of jax.lax."""
     variables = jax.eval_shape(model.init, KEY, zeros(*shape))
 
     def infer(variables, images):
@@ -79,7 +79,7 @@ def lowered(model, shape, train):
 
 
 def test_xla_counts_the_same_multiply_adds():
-    """Two operations each. XLA also counts additions and normalization, and leaves out taps over padding: here none."""
+    """A multiply-add is two operations. XLA also counts additions and normalization, but not taps over padding."""
 
     def f(x, first, second, dense):
         x = conv.conv(conv.conv(x, first, padding="VALID", strides=2), second, padding="VALID", groups=4)
@@ -93,7 +93,7 @@ def test_xla_counts_the_same_multiply_adds():
 
 @pytest.mark.parametrize("name", ["alexnet_torchvision", "vgg16", "resnet18", "mobilenet_v1"])
 def test_xla_counts_nearly_the_same_of_whole_networks(name):
-    """From 8 % less (taps over padding) to 3 % more (BatchNorm, much of MobileNet), measured."""
+    """XLA counts from 8 % less (taps over padding) to 3 % more (BatchNorm, much of MobileNet), measured."""
     model = models.create(name)
     shape = (1, *model.image_shape)
     flops = lowered(model, shape, train=False).cost_analysis()["flops"]
@@ -104,7 +104,7 @@ def test_xla_counts_nearly_the_same_of_whole_networks(name):
     ("model", "shape"), [(EXERCISE_2, (8, 100, 150, 3)), (models.create("mobilenet_v1"), (16, 64, 64, 3))]
 )
 def test_xlas_memory_of_inference(model, shape):
-    """The same for the chapter's network, within 1 % for MobileNet; but XLA keeps the input to the end."""
+    """They are equal for the chapter's network, within 1 % for MobileNet; but XLA keeps the input to the end."""
     memory = lowered(model, shape, train=False).compile().memory_analysis()
     expected = summary.cost(model, shape).infer_bytes + nbytes(zeros(*shape))
     assert memory.argument_size_in_bytes + memory.temp_size_in_bytes == pytest.approx(expected, rel=0.01)
@@ -114,9 +114,9 @@ def test_xlas_memory_of_inference(model, shape):
     ("model", "shape"), [(EXERCISE_2, (8, 100, 150, 3)), (models.create("fashion_cnn"), (16, 28, 28, 1))]
 )
 def test_xlas_memory_of_training(model, shape):
-    """On CPUs XLA takes 2.2 to 4.3 times what is kept, measured.
+    """XLA takes 2.2 to 4.3 times the kept memory on CPUs, measured.
 
-    It holds gradients of activations, too, and copies of what it convolves, padded and transposed.
+    It also holds gradients of activations, and padded and transposed copies of the inputs of convolutions.
     """
     memory = lowered(model, shape, train=True).compile().memory_analysis()
     kept = sum(layer.bytes for layer in summary.cost(model, shape).layers)

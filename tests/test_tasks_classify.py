@@ -1,4 +1,4 @@
-"""The loss of classification: auxiliary heads count with their weights, and in the loss alone."""
+"""Loss of classification: auxiliary heads count with their weights, and only in the loss."""
 
 from typing import ClassVar
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from flax import linen
 
 from cnnjax.tasks import classify
@@ -17,7 +18,7 @@ LABELS = np.array([0, 1, 2, 0])
 
 
 class TwoHeads(linen.Module):
-    """A net with an auxiliary head in training."""
+    """Network with an auxiliary head in training."""
 
     aux_weights: ClassVar[dict[str, float]] = {"aux1": 0.3}
     aux: bool = True
@@ -34,7 +35,7 @@ def test_auxiliary_loss_is_added_with_its_weight(target):
     model = TwoHeads()
     variables = model.init(KEY, IMAGES)
     batch = {"image": IMAGES, "label": LABELS} | ({} if target is None else {"target": target})
-    total, (_, sums) = classify.loss_fn(model)(variables, batch, KEY)
+    total, (_, sums) = tiny.task(model).loss_fn(variables, batch, KEY)
     logits, endpoints = model.apply(variables, IMAGES, train=True)
     wanted = jnp.eye(3)[LABELS] if target is None else target
     main, extra = (optax.softmax_cross_entropy(x, wanted) for x in (logits, endpoints["aux1"]))
@@ -44,6 +45,6 @@ def test_auxiliary_loss_is_added_with_its_weight(target):
 
 def test_a_net_built_without_its_auxiliary_heads_trains():
     variables = TwoHeads().init(KEY, IMAGES)
-    total, _ = classify.loss_fn(TwoHeads(aux=False))(variables, {"image": IMAGES, "label": LABELS}, KEY)
+    total, _ = tiny.task(TwoHeads(aux=False)).loss_fn(variables, {"image": IMAGES, "label": LABELS}, KEY)
     logits, _ = TwoHeads().apply(variables, IMAGES)
     np.testing.assert_allclose(total, classify.cross_entropy(logits, LABELS).mean(), rtol=1e-6)

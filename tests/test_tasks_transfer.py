@@ -1,6 +1,5 @@
 """tasks.transfer and experiments/flowers.py: frozen is frozen, features once, rules by part, kill and resume."""
 
-import functools
 import json
 
 import flowers
@@ -9,12 +8,14 @@ import kills
 import numpy as np
 import pytest
 import transfer_cost
-from PIL import Image
 
-from cnnjax import checkpoint, models, optim, sharding, train
+from cnnjax import checkpoint, models, optim, pretrained, serving, settings, sharding, train
 from cnnjax.data import sources
-from cnnjax.tasks import classify, predict, serve, transfer
+from cnnjax.data.formats import folders
+from cnnjax.tasks import classify, transfer
 from cnnjax.types import UserError
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 BASE = models.create("mobilenet_v1", num_classes=None, width=0.25)
 NAMES = ("stem", *(f"block{i}" for i in range(1, 14)))
@@ -59,25 +60,26 @@ def batches(images, size=8):
     for start in range(0, len(images), size):
         part = images[start : start + size]
         filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
-        yield {"image": filled, "mask": (np.arange(size) < len(part)).astype(np.float32)}
+        yield {"image": filled, "example_mask": (np.arange(size) < len(part)).astype(np.float32)}
 
 
 def test_a_frozen_step_on_features_is_the_step_on_images(base_variables):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (11, 32, 32, 3), np.uint8), rng.integers(0, 3, 11).astype(np.int32)
     mesh = sharding.make_mesh()
-    features = transfer.features(BASE, base_variables, classify.unit, batches(images), mesh)
+    features = pretrained.features(BASE, base_variables, classify.unit, batches(images), mesh)
     _, endpoints = BASE.apply(base_variables, classify.unit(images))
     np.testing.assert_allclose(features, endpoints["pooled"], rtol=1e-4, atol=1e-5)
 
     model = transfer.Transfer(BASE, 3)
     variables = transfer.variables(model, base_variables, jax.random.key(1))
     rules = transfer.rules(NAMES, "head", lambda factor: lambda step: factor * 0.1)
-    plan = train.Plan(classify.loss_fn(model), (optim.Phase("frozen", 2, rules),), optim.sgd(0.9), 2)
-    step = train.make_train_step(plan, plan.phases[0], variables["params"], mesh)
+    task = transfer.task(model, classify.unit, ("a", "b", "c"))
+    plan = train.Plan(task, (optim.Phase("frozen", 2, rules),), optim.sgd(0.9), 2)
     states = []
     for inputs in ({"features": features[:8]}, {"image": np.asarray(classify.unit(images[:8]))}):
-        state = sharding.replicate(train.init_state(plan, variables), mesh)
+        state = sharding.place(train.init_state(plan, variables), mesh)
+        step = train.make_train_step(plan, plan.phases[0], state, mesh)
         for _ in range(2):
             state, _ = step(state, sharding.shard_batch({**inputs, "label": labels[:8]}, mesh))
         states.append(jax.device_get(state))
@@ -98,14 +100,14 @@ def test_cached_features_are_computed_once_and_again_where_the_file_is_damaged(t
         return np.arange(6, dtype=np.float32).reshape(2, 3)
 
     for _ in range(2):
-        assert transfer.cached(path, compute).tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert pretrained.cached(path, compute).tolist() == [[0, 1, 2], [3, 4, 5]]
     assert len(calls) == 1
     content = bytearray(path.read_bytes())
     content[-200] ^= 255
     for damaged in (bytes(content), path.read_bytes()[:-30], b""):
         path.write_bytes(damaged)
         calls.clear()
-        assert transfer.cached(path, compute).tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert pretrained.cached(path, compute).tolist() == [[0, 1, 2], [3, 4, 5]]
         assert len(calls) == 1
     assert [p.name for p in path.parent.iterdir()] == ["f.npz"]
 
@@ -113,13 +115,13 @@ def test_cached_features_are_computed_once_and_again_where_the_file_is_damaged(t
 def test_fingerprints_tell_bits_shapes_and_facts_apart():
     x = np.arange(6, dtype=np.float32)
     prints = [
-        transfer.fingerprint(([x], {"a": x}), "f"),
-        transfer.fingerprint(([x], {"a": np.nextafter(x, 9)}), "f"),
-        transfer.fingerprint(([x.reshape(2, 3)], {"a": x}), "f"),
-        transfer.fingerprint(([x], {"a": x}), "g"),
+        pretrained.fingerprint(([x], {"a": x}), "f"),
+        pretrained.fingerprint(([x], {"a": np.nextafter(x, 9)}), "f"),
+        pretrained.fingerprint(([x.reshape(2, 3)], {"a": x}), "f"),
+        pretrained.fingerprint(([x], {"a": x}), "g"),
     ]
     assert len(set(prints)) == 4
-    assert prints[0] == transfer.fingerprint(([x.copy()], {"a": x.copy()}), "f")
+    assert prints[0] == pretrained.fingerprint(([x.copy()], {"a": x.copy()}), "f")
 
 
 def test_class_weights_scale_each_example_s_loss():
@@ -134,30 +136,18 @@ def test_class_weights_scale_each_example_s_loss():
 
 
 def test_balanced_weights_make_each_class_count_the_same(photos):
-    folder = sources.Folder.open(photos)
+    folder = folders.Folder.open(photos)
     chosen = np.array([0, 1, 2, 3, 4, 5, 30, 31, 60])  # 6 blue, 2 green, 1 red
     part = sources.Subset(folder, chosen)
     labels = sources.labels(part)
     assert labels.tolist() == [part[i]["label"] for i in range(9)] == [0] * 6 + [1] * 2 + [2]
     weights = classify.balanced(labels, 3)
     np.testing.assert_allclose(np.bincount(labels, weights[labels]), [3, 3, 3], rtol=1e-6)
-    arrays = sources.Arrays(np.zeros((9, 2, 2, 3), np.uint8), labels, folder.classes)
+    arrays = sources.Arrays({"image": np.zeros((9, 2, 2, 3), np.uint8), "label": labels}, folder.classes)
     assert sources.labels(sources.Subset(arrays, chosen[:3])).tolist() == [0, 0, 0]
 
 
 # flowers.py
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """A folder of 3 classes of a colour each, some noise on it."""
-    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for name, colour in (("blue", (0, 0, 200)), ("green", (0, 200, 0)), ("red", (200, 0, 0))):
-        (root / name).mkdir()
-        for i in range(24):
-            pixels = np.clip(np.array(colour) + rng.normal(0, 30, (40 + i % 3, 50, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
 
 
 @pytest.fixture
@@ -165,8 +155,8 @@ def run(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))
 
     def run(folder="run", **changes):
-        config = flowers.Config(dataset=str(photos), smoke=True, run_dir=tmp_path / folder, **changes)
-        return flowers.main(config), tmp_path / folder
+        values = {"dataset": str(photos), "smoke": True, "run_dir": tmp_path / folder, **changes}
+        return flowers.main(settings.change(flowers.Config(), **values)), tmp_path / folder
 
     return run
 
@@ -186,7 +176,7 @@ def test_flowers_trains_reports_and_goes_on(run, tmp_path, capsys):
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert {"test/accuracy", "valid/accuracy", "test/calibration_error"} <= summary.keys()
     printed = capsys.readouterr().out
-    assert "head/.*" in printed
+    assert "(?!base/).*" in printed
     assert "frozen" in printed
     assert len(list((tmp_path / "cache" / "features").glob("*.npz"))) == 2
     assert kept_accuracy(folder) == pytest.approx(summary["test/accuracy"])
@@ -196,9 +186,9 @@ def test_flowers_trains_reports_and_goes_on(run, tmp_path, capsys):
 
 def test_flowers_with_every_augmentation_and_early_stop(run, tmp_path):
     on = {"random_crop": 0.5, "flip": True, "mixup": 0.2, "cutmix": 1.0, "brightness": 0.1, "class_weights": True}
-    phase = flowers.Phase("fine-tune", 2, 0.01, 0.0, train_from="block12", layer_decay=0.5, schedule="cosine")
+    phase = settings.Phase("fine-tune", 2, 0.01, 0.0, train_from="block12", layer_decay=0.5, schedule="cosine")
     summary, folder = run(patience=1, ema_decay=0.5, phases=(phase,), **on)
-    assert not (tmp_path / "cache" / "features").exists()  # a photo is never seen twice
+    assert not (tmp_path / "cache" / "features").exists()  # no image is seen twice
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     best = {line["step"]: line["valid/accuracy"] for line in lines if "phase" in line}
     assert summary["valid/accuracy"] == best[summary["steps"]] == max(best.values())
@@ -206,17 +196,19 @@ def test_flowers_with_every_augmentation_and_early_stop(run, tmp_path):
 
 
 def kept_accuracy(folder):
-    """Test accuracy of the network that the run left; config.json says on what."""
-    config = flowers.Config(dataset=json.loads((folder / "config.json").read_text())["dataset"], smoke=True)
-    served = serve.load(folder, models.create)
-    source = flowers.load_data(flowers.resolve(config), predict.network(flowers.SMOKE, random=True)).test
-    said = jax.jit(served.predict)(served.variables, source.images)["probabilities"]
-    return float((said.argmax(-1) == source.labels).mean())
+    """Test accuracy of the network that the run kept, on the data of its config.json."""
+    dataset = json.loads((folder / "config.json").read_text())["dataset"]
+    config = flowers.resolve(settings.change(flowers.Config(), dataset=dataset, smoke=True))
+    served = serving.load(folder)
+    fields = flowers.load_data(config, pretrained.network(settings.SMOKE, random=True)).test.fields
+    probabilities = jax.jit(served.predict)(served.variables, fields["image"])["probabilities"]
+    return float((probabilities.argmax(-1) == fields["label"]).mean())
 
 
 def test_a_phase_s_rates_follow_its_schedule():
     def rates(**options):
-        phase = flowers.plan_phase(flowers.Phase("x", 3, 0.1, 0.5, base_factor=0.2, **options), NAMES, per_epoch=5)
+        chosen = settings.Phase("x", 3, 0.1, 0.5, base_factor=0.2, **options)
+        (phase,) = transfer.phases((chosen,), NAMES, per_epoch=5)
         assert phase.steps == 15
         head, base = (schedule for _, schedule in phase.rules)
         return [[float(schedule(step)) for schedule in (head, base)] for step in (0, 7.5, 15)]
@@ -227,22 +219,22 @@ def test_a_phase_s_rates_follow_its_schedule():
 
 def test_features_are_of_the_base_as_published():
     def phase(name, train_from, on=True):
-        return flowers.Phase(name, 1, 0.1, 0.0, train_from, on)
+        return settings.Phase(name, 1, 0.1, 0.0, train_from, on)
 
     phases = (phase("a", "head"), phase("b", "head", False), phase("c", "head"), phase("d", "all"), phase("e", "head"))
-    assert flowers.on_features(flowers.Config(phases=phases)) == {"a", "c"}  # at e the base is another
+    used = transfer.on_features(phases)
+    assert used == [True, False, True, False, False]  # at e the base has changed
 
 
 class Crash(Exception):
-    """The process dies, as far as the run folder can tell."""
+    """Exception in place of the death of the process: the run folder is left the same."""
 
 
 def test_a_run_that_dies_before_at_or_after_the_seam_of_its_phases_goes_on_bit_for_bit(run, monkeypatch):
-    options = {"checkpoint_every": 1, "ema_decay": 0.9, "random_crop": 0.5}  # photos after features
+    options = {"checkpoint_every": 1, "ema_decay": 0.9, "random_crop": 0.5}  # images after features
     _, unbroken = run("unbroken", **options)
     lines = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     seam, last = (line["step"] for line in lines if "phase" in line)
-    save = checkpoint.Checkpoints.save
     save = checkpoint.Checkpoints.save
 
     def dying(self, at, *args, **kwargs):
@@ -263,36 +255,19 @@ def test_a_run_that_dies_before_at_or_after_the_seam_of_its_phases_goes_on_bit_f
 
 def test_a_step_over_the_frozen_base_is_cheap_and_an_epoch_on_features_cheaper(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))
-    found = transfer_cost.main(transfer_cost.Config(dataset=str(photos), rounds=3, steps=1, smoke=True))
+    values = {"dataset": str(photos), "rounds": 3, "steps": 1, "smoke": True, "run_dir": tmp_path / "run"}
+    found = transfer_cost.main(settings.change(transfer_cost.Config(), **values))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == found
     assert found["ratio"] <= 0.45
     assert found["epoch/features"] < found["step/fine-tune"]
 
 
 def test_flowers_refuses_what_cannot_be(run):
-    with pytest.raises(UserError, match="--random-crop a share"):
+    with pytest.raises(UserError, match=r"--random-crop must be above 0, at most 1, got 1\.5"):
         run(random_crop=1.5)
     with pytest.raises(UserError, match="a name of its own, got x, x"):
-        run(phases=(flowers.Phase("x", 1, 0.1, 0.0, "head"), flowers.Phase("x", 1, 0.1, 0.0)))
+        run(phases=(settings.Phase("x", 1, 0.1, 0.0, "head"), settings.Phase("x", 1, 0.1, 0.0)))
     with pytest.raises(UserError, match="one phase with epochs at least"):
-        run(phases=(flowers.Phase("x", 0, 0.1, 0.0),))
+        run(phases=(settings.Phase("x", 0, 0.1, 0.0),))
     with pytest.raises(UserError, match="train from head, all or a part"):
-        run(phases=(flowers.Phase("x", 1, 0.1, 0.0, train_from="stage7"),))
-
-
-def test_random_host_transforms_are_a_function_of_seed_and_step():
-    from cnnjax.data import pipeline
-
-    source = sources.Arrays(np.zeros((10, 4, 4, 3), np.uint8), np.arange(10, dtype=np.int32), tuple("abcdefghij"))
-
-    def noise(rng, image):
-        return rng.integers(0, 256, image.shape, np.uint8)
-
-    make = functools.partial(pipeline.train_batches, source, 4, 7, random=noise)
-    first = [next(stream) for stream in [make(0)] for _ in range(4)]
-    later = next(make(3))
-    assert np.array_equal(first[3]["image"], later["image"])
-    assert np.array_equal(first[3]["label"], later["label"])
-    pixels = np.concatenate([batch["image"] for batch in first]).reshape(16, -1)
-    assert len(np.unique(pixels, axis=0)) == 16
-    other = next(pipeline.train_batches(source, 4, 8, random=noise))
-    assert not np.array_equal(first[0]["image"], other["image"])
+        run(phases=(settings.Phase("x", 1, 0.1, 0.0, train_from="stage7"),))

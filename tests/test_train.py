@@ -1,5 +1,8 @@
-"""The training step: its mathematics, freezing, accumulation, averaging, devices, and what ends a run."""
+"""Training step: its mathematics, freezing, accumulation, averaging, devices, and the errors that end a run."""
 
+import dataclasses
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +17,7 @@ from cnnjax.tasks import classify
 def run(plan, devices=1, steps=None, size=16):
     """Trains from tiny's weights; returns the final state and the metrics of every step."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    state = sharding.replicate(train.init_state(plan, tiny.variables()), mesh)
+    state = sharding.place(train.init_state(plan, tiny.variables()), mesh)
     seen = []
     stop_at = steps or plan.total_steps
     for epoch in train.epochs(
@@ -56,7 +59,7 @@ def test_step_is_the_gradient_step_written_by_hand():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_eight_devices_are_one(accumulate):
-    """BatchNorm, Dropout, momentum, average and accumulation included, over 20 steps."""
+    """They agree over 20 steps with BatchNorm, Dropout, momentum, moving average and accumulation."""
     plan = tiny.plan(ema_decay=0.9, accumulate=accumulate, clip_norm=1.0)
     one, seen_by_one = run(plan, devices=1)
     eight, seen_by_eight = run(plan, devices=8)
@@ -70,7 +73,7 @@ def test_augmentation_does_not_depend_on_the_devices():
     from cnnjax.data import augment
 
     def shifted(key, batch):
-        return {**batch, "image": augment.per_example(augment.random_flip_left_right, key, batch["image"])}
+        return augment.per_example(augment.random_flip_left_right, key, batch)
 
     plan = tiny.plan(augment=shifted, steps=5)
     assert distance(run(plan, devices=1)[0], run(plan, devices=8)[0]) <= 1e-5
@@ -83,7 +86,7 @@ def test_same_seed_same_run_other_seed_other_run():
     assert distance(first.params, run(tiny.plan(steps=5, seed=1))[0].params) > 1e-4
 
 
-FROZEN = (("head/.*", tiny.rate), (".*", None))
+FROZEN = (("head/.*", tiny.learning_rate), (".*", None))
 
 
 def test_frozen_layers_stay_bit_for_bit_and_their_statistics_too():
@@ -109,19 +112,19 @@ def _flops(rules):
     plan = tiny.plan(rules)
     mesh = sharding.make_mesh(jax.devices()[:1])
     variables = tiny.variables()
-    step = train.make_train_step(plan, plan.phases[0], variables["params"], mesh)
     state = jax.eval_shape(lambda v: train.init_state(plan, v), variables)
+    step = train.make_train_step(plan, plan.phases[0], state, mesh)
     return step.lower(state, tiny.batch(0)).as_text().count("stablehlo.convolution")
 
 
 def test_frozen_phase_does_not_propagate_back_through_the_base():
-    assert _flops(((".*", tiny.rate),)) == 2  # forward, and the kernel's gradient
+    assert _flops(((".*", tiny.learning_rate),)) == 2  # forward, and the kernel's gradient
     assert _flops(FROZEN) == 1
 
 
 def test_phases_follow_each_other_with_a_fresh_optimizer():
-    both = (optim.Phase("frozen", 5, FROZEN), optim.Phase("all", 5, ((".*", tiny.rate),)))
-    plan = tiny.plan(phases=both)
+    phases = (optim.Phase("frozen", 5, FROZEN), optim.Phase("all", 5, ((".*", tiny.learning_rate),)))
+    plan = tiny.plan(phases=phases)
     assert [plan.phase_of(step)[0].name for step in (0, 4, 5, 9, 10)] == ["frozen"] * 2 + ["all"] * 3
     assert plan.phase_of(7)[1] == 5
     halfway, _ = run(plan, steps=5)
@@ -135,12 +138,12 @@ def test_phases_follow_each_other_with_a_fresh_optimizer():
 
 
 def test_accumulation_is_the_mean_over_parts():
-    """Without BatchNorm's batch statistics and dropout, the parts' mean is the whole batch's gradient."""
+    """The mean of the parts is the gradient of the whole batch, without BatchNorm's batch statistics and dropout."""
     whole = run(tiny.plan(FROZEN, dropout=0.0, steps=5))[0]
     parts = run(tiny.plan(FROZEN, dropout=0.0, steps=5, accumulate=4))[0]
     assert distance(whole.params, parts.params) < 1e-5
     metrics = run(tiny.plan(FROZEN, accumulate=4), steps=1)[1][0][1]
-    assert metrics["count"] == 16
+    assert metrics["sums"]["count"] == 16
 
 
 def test_moving_average_hand_values():
@@ -154,7 +157,7 @@ def test_moving_average_hand_values():
 
 
 def test_bfloat16_computes_low_but_keeps_float32_parameters():
-    plan = tiny.plan(loss_fn=classify.loss_fn(tiny.Tiny(0.0, jnp.bfloat16)), steps=3)
+    plan = tiny.plan(task=tiny.task(tiny.Tiny(0.0, jnp.bfloat16)), steps=3)
     low, _ = run(plan)
     high, _ = run(tiny.plan(dropout=0.0, steps=3))
     assert {leaf.dtype for leaf in jax.tree.leaves(low.params)} == {np.dtype("float32")}
@@ -167,9 +170,9 @@ def test_remat_gives_the_same_and_keeps_less():
     variables, batch = tiny.variables(), tiny.batch(0)
 
     def loss(params):
-        return classify.loss_fn(tiny.Tiny())({**variables, "params": params}, batch, jax.random.key(0))[0]
+        return tiny.task(tiny.Tiny()).loss_fn({**variables, "params": params}, batch, jax.random.key(0))[0]
 
-    def kept(loss):  # a vjp is a pytree of what it keeps for the backward pass
+    def kept(loss):  # a vjp is a pytree of the arrays that it keeps for the backward pass
         residuals = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], variables["params"])
         return sum(leaf.size for leaf in jax.tree.leaves(residuals))
 
@@ -183,17 +186,32 @@ def test_loss_that_is_not_finite_names_the_step(devices):
         run(plan, devices)
 
 
+def test_a_step_is_compiled_once_for_all_epochs():
+    chex.clear_trace_counter()
+    plan = tiny.plan(steps=10)  # two epochs
+    counted = chex.assert_max_traces(plan.task.loss_fn, n=1)
+    run(dataclasses.replace(plan, task=dataclasses.replace(plan.task, loss_fn=counted)), steps=10)
+
+
 def test_evaluation_is_exact_for_every_batch_size():
     from cnnjax.data import pipeline
     from cnnjax.data.sources import Arrays
 
     rng = np.random.default_rng(0)
-    source = Arrays(rng.integers(0, 256, (37, 8, 8, 1)).astype(np.uint8), rng.integers(0, 10, 37), tuple("0123456789"))
+    images, labels = rng.integers(0, 256, (37, 8, 8, 1)).astype(np.uint8), rng.integers(0, 10, 37)
+    source = Arrays({"image": images, "label": labels}, tuple("0123456789"))
     variables, results = tiny.variables(), []
+    task = classify.task(tiny.Tiny(), classify.unit, source.classes)
     for devices, size in ((1, 1), (1, 16), (1, 37), (8, 8), (8, 64)):
         mesh = sharding.make_mesh(jax.devices()[:devices])
-        step = train.make_eval_step(classify.eval_fn(tiny.Tiny(), classify.unit), mesh)
+        step = train.make_eval_step(task.eval_fn, mesh)
         results.append(train.evaluate(step, variables, pipeline.eval_batches(source, size), mesh))
+    expected = task.predict(variables, images)["probabilities"]
+    for _, rows in results:  # one for each example, in order, none for rows that fill the last batch
+        np.testing.assert_array_equal(rows["label"], labels)
+        np.testing.assert_array_equal(rows["predicted"], expected.argmax(-1))
+        np.testing.assert_allclose(rows["confidence"], expected.max(-1), rtol=1e-5)
+    results = [sums for sums, _ in results]
     for result in results:
         assert result["count"] == result["confusion"].sum() == 37
         assert result["correct"] == results[0]["correct"] == np.trace(result["confusion"])
@@ -202,7 +220,7 @@ def test_evaluation_is_exact_for_every_batch_size():
 
 
 def test_interceptor_matches_the_batchnorm_of_nn():
-    """Freezing relies on models using nn.BatchNorm: the tiny one does."""
+    """Freezing relies on models using nn.BatchNorm, as the tiny one does."""
     found = []
     import flax.linen as linen
 

@@ -36,7 +36,7 @@ def test_parameters_and_sizes(name):
 
 
 def test_dense_layers_belong_to_the_head():
-    """The first follows the size of the image; without classes there is none."""
+    """The first dense layer depends on the image size; without classes there is none."""
     variables, _ = shapes(models.create("vgg16"), 64, 97, 3)
     assert variables["params"]["fc1"]["kernel"].shape == (512 * 2 * 3, 4096)
     variables, _ = shapes(models.create("vgg16", num_classes=None), 64, 97, 3)

@@ -17,27 +17,35 @@ import orbax.checkpoint
 import pytest
 from safetensors.numpy import save_file
 
-from cnnjax import models, nn, weights
+from cnnjax import models, nn, settings, weights
 from cnnjax.models import resnet
-from cnnjax.types import Layout, UserError
-from cnnjax.weights import rules
+from cnnjax.types import UserError
+from cnnjax.weights import layouts, rules
+from cnnjax.weights.layouts import Layout
+
+LAYOUTS = {
+    "keras": Layout(((r"stem/conv", "c"), (r"stem/norm", "n"), (r"fc(\d)", "d{1-1}"), (r"head/dense", "out"))),
+    "torch": Layout(
+        ((r"stem/conv", "c"), (r"stem/norm", "n"), (r"fc(\d)", "d.{1+1}"), (r"head/dense", "out"), (r"aux", "aux")),
+        epsilon=1e-2,
+        fields={"padding": 1},
+        absent={"scale": 1.0},
+        flat={"fc1": (5, 6, 4)},
+        unused=r"aux\.",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def layouts_of_net(monkeypatch):
+    """Layouts of ``Net``, as if a file of ``weights/layouts`` had them."""
+    monkeypatch.setitem(layouts.tables(), "Net", LAYOUTS)
 
 
 class Net(linen.Module):
-    """conv, BatchNorm, dense on the flattened map, head."""
+    """Network of convolution, BatchNorm, dense layer on the flattened feature map, and head."""
 
     image_shape: ClassVar = (6, 4, 3)
-    layouts: ClassVar = {
-        "keras": Layout(((r"stem/conv", "c"), (r"stem/norm", "n"), (r"fc(\d)", "d{1-1}"), (r"head/dense", "out"))),
-        "torch": Layout(
-            ((r"stem/conv", "c"), (r"stem/norm", "n"), (r"fc(\d)", "d.{1+1}"), (r"head/dense", "out"), (r"aux", "aux")),
-            epsilon=1e-2,
-            fields={"padding": 1},
-            absent={"scale": 1.0},
-            flat={"fc1": (5, 6, 4)},
-            unused=r"aux\.",
-        ),
-    }
     num_classes: int | None = 7
     padding: int = 1
     epsilon: float = 1e-3
@@ -173,12 +181,12 @@ def test_fields_that_would_compute_something_else_are_refused(write):
         weights.load(write(torch_arrays()), Net(padding=0))
 
 
-def test_channels_turned_round_take_the_images_turned_round(write, images):
+def test_reversed_channels_take_reversed_images(write, images):
     path = write(torch_arrays())
-    plain, turned = (weights.load(path, Net(), reverse_channels=flag) for flag in (False, True))
-    a, b = Net().apply(plain, images)[0], Net().apply(turned, images[..., ::-1])[0]
+    plain, swapped = (weights.load(path, Net(), reverse_channels=flag) for flag in (False, True))
+    a, b = Net().apply(plain, images)[0], Net().apply(swapped, images[..., ::-1])[0]
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    assert not np.allclose(a, Net().apply(turned, images)[0])
+    assert not np.allclose(a, Net().apply(swapped, images)[0])
 
 
 @pytest.mark.parametrize(
@@ -251,7 +259,7 @@ def test_every_model_is_saved_and_loaded_bit_for_bit(tmp_path):
 
 
 def test_weights_of_another_variant_do_not_load_silently(tmp_path):
-    """The shapes fit, but the model would compute something else."""
+    """The shapes fit, but the model would compute other results."""
     variables = jax.jit(Net().init)(jax.random.key(0), np.zeros((1, 6, 4, 3)))
     path = weights.save(tmp_path / "w", variables, Net())
     for other, says in ((Net(padding=0), "padding=1, this one has padding=0"), (Net(epsilon=0.1), "epsilon=0.001")):
@@ -291,8 +299,9 @@ def test_a_tag_that_is_also_a_file_is_ambiguous(write, tmp_path, monkeypatch):
 
 def test_the_weights_of_a_run_load(tmp_path, monkeypatch):
     """A real run with optimizer and moving average: its weights fit the model that it trained and no other."""
-    monkeypatch.setattr(resnet, "_MAPS", (8, 16, 24, 32))  # takes a fraction of the time
-    config = classify.Config(smoke=True, run_dir=tmp_path / "run", model="resnet18", image_size=32)
+    monkeypatch.setattr(resnet, "_FEATURES", (8, 16, 24, 32))  # takes a fraction of the time
+    values = {"smoke": True, "run_dir": tmp_path / "run", "model": "resnet18", "image_size": 32}
+    config = settings.change(classify.recipe("digits"), **values)
     classify.main(config)
     model = models.create("resnet18", num_classes=10)
     variables = weights.load(tmp_path / "run", model, image_size=(32, 32, 1))
@@ -344,7 +353,7 @@ weights.save(sys.argv[1], tree, model)
 
 
 def test_the_same_values_are_saved_as_the_same_bytes(tmp_path):
-    """Two processes save them, at two times, one with the variables in another order."""
+    """Two processes save them, at different times, one with the variables in another order."""
     for name, reverse in (("a", "0"), ("b", "1")):
         subprocess.run([sys.executable, "-c", SAVES, str(tmp_path / name), reverse], check=True)
     content = (tmp_path / "a").read_bytes()

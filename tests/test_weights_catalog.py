@@ -11,6 +11,7 @@ from published import create
 
 from cnnjax import weights
 from cnnjax.types import UserError
+from cnnjax.weights import layouts
 from cnnjax.weights.hub import download, labels
 from cnnjax.weights.hub.catalog import published
 
@@ -48,7 +49,7 @@ def test_entries():
 
 
 def test_models():
-    """The image size is the paper's, but where weights for several sizes were published."""
+    """The image size is the paper's, except where weights for several sizes were published."""
     for tag, entry in ENTRIES.items():
         model = create(entry, dtype=np.float16)
         assert (model.num_classes, model.dtype) == (1000, np.float16)
@@ -64,7 +65,7 @@ def test_layouts():
         names = {publisher, "keras.io" if publisher == "keras" else "torch"}
         fitting = [
             name
-            for name, layout in model.layouts.items()
+            for name, layout in layouts.for_model(model).items()
             if name.split()[0] in names
             and all(getattr(model, field) == value for field, value in layout.fields.items())
         ]

@@ -1,7 +1,7 @@
-"""Damaged and malicious files of weights: one clear error each, or the values that were written; little memory.
+"""Damaged and malicious files of weights: each gives one clear error or the values that were written, in little memory.
 
-torch's files have their own tests. Formats differ in what they can notice: zip archives (``.keras``, ``.npz``), our
-safetensors and our checkpoints have checksums of everything; HDF5 and other safetensors none of the values.
+torch's files have their own tests. Formats notice different damage: zip archives (``.keras``, ``.npz``), our
+safetensors and our checkpoints have checksums of everything; HDF5 and other safetensors have none of the values.
 """
 
 import io
@@ -29,7 +29,7 @@ LAYERS = ("conv1/kernel", "conv1/bias", "bn1/beta", "bn1/gamma", "fc/kernel", "f
 
 
 def refused(path, *says):
-    """Reading ends in a UserError of one line that names the file, and takes little memory."""
+    """Checks that reading ends in a UserError of one line that names the file, and takes little memory."""
     tracemalloc.start()
     try:
         with pytest.raises(UserError) as error:
@@ -79,7 +79,7 @@ NAMES = sorted({"keras.keras", "stored.npz", "deflated.npz", "ours.safetensors"}
 
 
 def outcome(path, expected):
-    """The result of reading: "refused", "unlike" in names or shapes (which ``load`` compares with the model), or the
+    """Result of reading: "refused", "unlike" in names or shapes (which ``load`` compares with the model), or the
     number of elements that differ.
     """
     try:
@@ -117,7 +117,7 @@ def test_a_flipped_bit_is_noticed_or_changes_one_value(tmp_path, good, name):
     assert set(found) <= {"refused", "unlike", 0} | ({1} if name in NO_CHECKSUM else set()), found
 
 
-# HDF5 that does not hold what Keras writes.
+# HDF5 files that Keras would not write.
 def hdf5(path, build):
     """Writes a good file of one layer, then changes it."""
     legacy(path, arrays("conv/conv/bias:0", "conv/conv/kernel:0"))
@@ -141,8 +141,8 @@ def never_written(file):
     [
         (lambda f: f.update({"a/x": h5py.ExternalLink("other.h5", "x")}), "link to elsewhere"),
         (lambda f: f.update({"a/x": h5py.SoftLink("/conv/conv")}), "link to elsewhere"),
-        (lambda f: f.update({"a": f["conv"]}), "under two names"),
-        (lambda f: f["conv"].update({"loop": f["/"]}), "under two names"),
+        (lambda f: f.update({"a": f["conv"]}), "has two names"),
+        (lambda f: f["conv"].update({"loop": f["/"]}), "has two names"),
         (lambda f: f.update({"a/x": np.dtype("f4")}), "neither group nor array"),
         (virtual, "in another file"),
         (lambda f: f.create_dataset("a/x", (3,), "f4", external=[("other.raw", 0, 12)]), "in another file"),
@@ -168,7 +168,7 @@ def replaced(data, old, new):
 
 
 def test_an_array_that_lies_elsewhere_is_noticed(tmp_path, good):
-    """HDF5 has no checksum of addresses: here they lead to another array, to structure, and beyond the end."""
+    """HDF5 has no checksum of addresses: here they point to another array, to structure, and beyond the end."""
     data, path = good["legacy.h5"], tmp_path / "w.h5"
     path.write_bytes(data)
     with h5py.File(path) as file:

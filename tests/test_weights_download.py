@@ -22,14 +22,14 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``content`` at every path but /redirect, which redirects to it."""
+    """Server of ``content`` at every path but /redirect, which redirects to it."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.tag, self.ranges, self.length = CONTENT, '"1"', True, True
-        self.answers = []  # for the next requests: an HTTP status, or after how many bytes to break off
+        self.answers = []  # for the next requests: an HTTP status, or the number of bytes after which to break off
         self.headers = {}
         self.redirect_headers = {}
         self.pause = 0.0  # seconds after each 64 KiB
@@ -130,7 +130,7 @@ def test_resumes_what_broke_off(server):
     server.answers = [1_000_000, 500_001]
     assert download.cached(entry(server)).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=1000000-", "bytes=1500001-"]
-    assert server.sent == len(CONTENT)  # no byte twice
+    assert server.sent == len(CONTENT)  # no byte is sent twice
 
 
 def test_resumes_in_a_later_call(server, monkeypatch):
@@ -184,7 +184,7 @@ def test_part_of_another_file(server, monkeypatch):
 
 @pytest.mark.parametrize("odd", ["shift", 416])
 def test_server_that_answers_oddly(server, odd):
-    """The server sends other bytes than asked for, or says that there are none: the download begins anew."""
+    """The server sends other bytes than asked for, or answers that there are none: the download begins again."""
     server.answers = [1_000_000] if odd == "shift" else [1_000_000, 416]
     server.shift = int(odd == "shift")
     assert download.cached(entry(server)).read_bytes() == CONTENT
@@ -219,7 +219,7 @@ def test_no_such_file(server, tmp_path):
 
 
 def test_file_put_there_by_hand_when_offline(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "WAIT", 1.0)  # nobody waits in vain
+    monkeypatch.setattr(download, "WAIT", 1.0)  # a wait would show
     server.shutdown()
     server.server_close()
     begin = time.monotonic()
@@ -232,7 +232,7 @@ def test_file_put_there_by_hand_when_offline(server, tmp_path, monkeypatch):
     assert download.cached(entry(server)) == path
 
 
-# What Hugging Face answers with a redirect, and Google with the file.
+# Headers of Hugging Face's redirect, and of Google's answer with the file.
 HUB = {"X-Linked-ETag": f'"{SHA256}"'}
 GOOGLE = {"X-Goog-Hash": f"crc32c=AAAAAA==,md5={base64.b64encode(hashlib.md5(CONTENT).digest()).decode()}"}
 
@@ -277,7 +277,7 @@ def test_file_that_is_damaged_later(server, tmp_path):
     with path.open("r+b") as file:
         file.seek(1_234_567)
         file.write(bytes([CONTENT[1_234_567] ^ 1]))
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # size and time of writing are what they were
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # size and time of writing are as before
     with pytest.raises(
         UserError, match=r"damaged .* expected sha256:.* got sha256:.* set aside as weights.bin.damaged"
     ):

@@ -1,4 +1,4 @@
-"""The rules of every family: each array has its place in a publisher's file, and what a file asks of a model."""
+"""Rules of every family: each array has its place in a publisher's file, and a file asks for fields of the model."""
 
 import collections
 import functools
@@ -15,7 +15,7 @@ from cnnjax.models.resnet import ResNet
 from cnnjax.types import UserError
 from cnnjax.weights import layouts, rules
 
-# Variants besides those with a name that files of weights are for.
+# Further variants for which there are files of weights, beside those with a name.
 TORCH = [(name, {"padding": 1}) for name in ("mobilenet_v1", "mobilenet_v2", "xception")]
 OTHERS = [*TORCH, ("inception_v3", {"aux": False, "count_include_pad": False})]
 
@@ -32,7 +32,7 @@ def test_every_array_has_a_place_of_its_own_in_the_publishers_file_and_every_rul
     used, rows = collections.defaultdict(set), {}
     for name, fields in [*((name, {}) for name in models.names()), *OTHERS]:
         model = models.create(name, **fields)
-        known = layouts.of(model)
+        known = layouts.for_model(model)
         rows |= {(type(model), label): {row for row, _ in layout.keys} for label, layout in known.items()}
         fitting = {label: layout for label, layout in known.items() if agrees(model, layout)}
         slots = rules.structure(model, model.image_shape).slots if fitting else {}
@@ -59,8 +59,8 @@ def test_a_subclass_has_its_parents_layouts_and_a_stranger_none():
     class Stranger(linen.Module):
         pass
 
-    assert layouts.of(Mine((1, 1, 1, 1))) == layouts.tables()["ResNet"]
-    assert layouts.of(Stranger()) == {}
+    assert layouts.for_model(Mine((1, 1, 1, 1))) == layouts.tables()["ResNet"]
+    assert layouts.for_model(Stranger()) == {}
 
 
 @pytest.mark.parametrize("tag", weights.published())
@@ -68,13 +68,13 @@ def test_a_published_file_has_rules_that_the_catalogs_model_agrees_with(tag):
     entry = weights.published()[tag]
     model = create(entry)
     by_keras = tag.endswith(".keras")
-    known = [layout for label, layout in layouts.of(model).items() if label.startswith("keras") == by_keras]
+    known = [layout for label, layout in layouts.for_model(model).items() if label.startswith("keras") == by_keras]
     assert any(agrees(model, layout) for layout in known)
 
 
 @pytest.mark.parametrize(
     ("name", "module", "place"),
-    [  # as programs of others read them from the files on keras.io
+    [  # as other programs read them from the files on keras.io
         ("xception", "stem2/norm", "batchnormalization_2"),
         ("xception", "entry1/shortcut/conv", "convolution2d_3"),
         ("xception", "entry1/shortcut/norm", "batchnormalization_3"),
@@ -96,7 +96,7 @@ def test_a_published_file_has_rules_that_the_catalogs_model_agrees_with(tag):
     ],
 )
 def test_names_of_files_older_than_keras_names_of_today(name, module, place):
-    assert rules.translated(layouts.of(models.create(name))["keras.io"], module) == place
+    assert rules.translated(layouts.for_model(models.create(name))["keras.io"], module) == place
 
 
 @pytest.mark.parametrize(
@@ -124,18 +124,19 @@ def test_a_file_for_another_variant_names_the_fields(tmp_path, name, keys, messa
 
 
 def drawn(name, **fields):
-    """Random arrays by Keras' names of today."""
+    """Random arrays by today's names in Keras."""
     model, rng = models.create(name, **fields), np.random.default_rng(0)
     slots = rules.structure(model, model.image_shape).slots
+    layout = layouts.for_model(model)["keras"]
     return {
-        rules.target(layouts.of(model)["keras"], "keras", path): rng.uniform(0.5, 1, slot.shape).astype(np.float32)
+        rules.target(layout, "keras", path): rng.uniform(0.5, 1, slot.shape).astype(np.float32)
         for path, slot in slots.items()
     }
 
 
 @pytest.fixture(scope="module")
 def mobilenet(tmp_path_factory):
-    """A MobileNet of a quarter the width as Keras names it, its head a convolution, a variance far below epsilon."""
+    """MobileNet of a quarter of the width, by Keras' names, its head a convolution, a variance far below epsilon."""
     arrays = drawn("mobilenet_v1", width=0.25)
     arrays["conv_preds/kernel"] = arrays["conv_preds/kernel"][None, None]
     arrays["conv_dw_1_bn/moving_variance"][:] = 1e-4
@@ -174,7 +175,7 @@ def test_another_width_does_not_fit(mobilenet):
 
 @pytest.mark.parametrize("epsilon", [1e-5, 2e-3])
 def test_another_epsilon_goes_into_the_variance(mobilenet, epsilon):
-    """Which falls below zero where theirs was small, but not by as much as is added again."""
+    """The new variance is below zero where that of the file was small, but by less than the model's epsilon."""
     path = ("batch_stats", "block1", "depthwise", "norm", "var")
     plain, folded = (
         weights.load(mobilenet, models.create("mobilenet_v1", width=0.25, epsilon=e)) for e in (1e-3, epsilon)

@@ -27,7 +27,7 @@ def same(found, expected):
 
 @pytest.fixture(scope="module")
 def model():
-    """A model with all kinds of layers of a ConvNet, some of them in a model inside the model, and an optimizer."""
+    """Model with all kinds of layers of a ConvNet, some of them in a model inside the model, and an optimizer."""
     backbone = [layers.Conv2D(3, 3, name="inner_conv"), layers.BatchNormalization(name="inner_bn")]
     inputs = x = keras.Input((8, 8, 3))
     for layer in (

@@ -1,4 +1,4 @@
-"""Formats of files of weights: told from the content, each file by one of them, and open to new ones."""
+"""Formats of files of weights: each file is recognized by one of them, by its content; new formats can be added."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ from cnnjax.weights.formats import hdf5, keras, npz, orbax, safetensors, torch
 
 
 def written(folder):
-    """Writes files of every format; name, which does not tell the format → module of the format."""
+    """Writes files of every format; returns name (without the usual suffix) → module of the format."""
     data = arrays("conv/kernel", "conv/bias")
     legacy(folder / "a", data)
     with zipfile.ZipFile(folder / "b", "w") as archive:
@@ -123,7 +123,7 @@ def test_a_file_without_arrays_is_refused(tmp_path):
         read(tmp_path / "w")
 
 
-def test_a_format_is_told_from_the_content_and_not_from_the_name(tmp_path):
+def test_a_format_is_recognized_by_the_content_and_not_by_the_name(tmp_path):
     data = arrays("a.weight", "b.weight")
     save_file(data, tmp_path / "w.safetensors")
     shutil.copy(tmp_path / "w.safetensors", tmp_path / "w.h5")
@@ -131,7 +131,7 @@ def test_a_format_is_told_from_the_content_and_not_from_the_name(tmp_path):
 
 
 def test_loading_imports_no_models_and_orbax_only_for_its_folders():
-    """The modules of a fresh process that has read a file."""
+    """A new process reads a file and lists its modules."""
     code = """
 import sys, tempfile, numpy as np
 from pathlib import Path

@@ -29,7 +29,7 @@ def test_equals_keras_decode_predictions(kind, top, monkeypatch, shared):
     from keras.src.applications import imagenet_utils
 
     path = shared / "data" / "imagenet_class_index.json"
-    monkeypatch.setattr(imagenet_utils, "CLASS_INDEX", json.loads(path.read_text()))  # it downloads it otherwise
+    monkeypatch.setattr(imagenet_utils, "CLASS_INDEX", json.loads(path.read_text()))  # Keras would download it
     scores = np.random.default_rng(0).dirichlet(np.ones(1000), 3).astype(np.float32)
     theirs = imagenet_utils.decode_predictions(scores, top)
     assert [[tuple(p) for p in row] for row in decode_predictions(kind(scores), top)] == theirs

@@ -1,4 +1,4 @@
-"""Pickles: no code that a file names is run, and all but plain containers is refused."""
+"""Pickles: no code that a file names is run, and everything but plain containers is refused."""
 
 import copyreg
 import pickle
@@ -67,7 +67,7 @@ DANGEROUS = {
     "in the arguments": ORDERED + tup(b"](](N" + EVIL + b"ee") + b"R",
     "before the rest": EVIL + b"0" + dictionary(text("w"), whole(1)),
 }
-# Pickles that need torch to run, or that run nothing but are not plain; and a text of the message.
+# Pickles that need torch to run, or run nothing but are not plain containers; with a text of the message.
 REFUSED = {
     "torch.load": (named("torch.load") + CALL, "torch.load"),
     "torch.hub": (named("torch.hub.load") + CALL, "torch.hub.load"),
@@ -115,7 +115,7 @@ REFUSED = {
 
 @pytest.fixture
 def marker(tmp_path, monkeypatch):
-    """A file that exists once a pickle has run its command; some of them need the classes defined here."""
+    """Path of the file that a pickle's command makes; some pickles need the classes defined here."""
 
     def run(command):
         __import__("os").system(command)

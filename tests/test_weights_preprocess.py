@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax.data import host
+from cnnjax.data import transforms
 from cnnjax.types import UserError
 from cnnjax.weights.hub.preprocess import preprocess
 
@@ -73,10 +73,11 @@ def test_square_and_squeeze_are_keras_load_img(height, width, resample, keep, tm
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "image.png")
     theirs = load_img(tmp_path / "image.png", target_size=(16, 16), interpolation=resample, keep_aspect_ratio=keep)
-    ours = (host.crop_and_resize if keep else host.squeeze)(16, resample)(image)
+    transform = (transforms.crop_and_resize if keep else transforms.squeeze)(16, resample)
+    ours = transform({"image": image})["image"]
     np.testing.assert_array_equal(ours, np.asarray(theirs))
 
 
 def test_a_crop_larger_than_what_it_is_cut_from_is_refused():
     with pytest.raises(UserError, match="no square of 224 pixels can be cut where the shorter side has 192"):
-        host.resize_and_crop(192, 224)
+        transforms.resize_and_crop(192, 224)

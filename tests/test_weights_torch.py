@@ -1,4 +1,4 @@
-"""torch's files without torch: what it wrote, forms of a state dict, and damaged files.
+"""torch's files read without torch: two that it wrote, forms of a state dict, and damaged files.
 
 tests/parity compares more of them with torch itself; tests/test_weights_pickle.py has the malicious ones.
 """
@@ -141,7 +141,7 @@ def test_what_is_no_state_dict(tmp_path):
 
 
 def overlapping():
-    """A zip archive with an entry inside another."""
+    """Zip archive with an entry inside another."""
     inner = zipfile.ZipInfo("m/data/0")
     inner.file_size = inner.compress_size = X.nbytes
     inner.CRC = zlib.crc32(X)
@@ -235,7 +235,7 @@ def test_a_flipped_bit_of_a_value_is_noticed_when_it_is_read(tmp_path):
         refused(tmp_path / "it.pth", bytes(flipped), "'m/data/0' is damaged (its size or checksum differs)")
 
 
-# Bytes of an entry's own header: its place, and what comes there.
+# Bytes of an entry's own header: the place, and the new bytes.
 HEADERS = {
     "a method": (8, b"\x08", "differs from the directory"),
     "a checksum": (14, b"\0", "differs from the directory"),

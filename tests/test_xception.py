@@ -30,7 +30,7 @@ def test_has_34_separable_convolutions():
 
 
 @pytest.mark.parametrize("padding", ["SAME", 1])
-def test_sizes_of_the_maps(padding):
+def test_sizes_of_the_feature_maps(padding):
     """Fig. 5 of the paper."""
     assert {key: x.shape[1:] for key, x in outputs((299, 299), padding=padding).items()} == {
         "stem": (147, 147, 64),
@@ -54,7 +54,7 @@ def test_sizes(padding):
 
 
 def test_remat(monkeypatch):
-    # As few as show every part.
+    # As few blocks as contain every part.
     monkeypatch.setattr(xception, "_ENTRY", {"entry1": (8, 8)})
     monkeypatch.setattr(xception, "_MIDDLE", {"middle1": (8, 8)})
     monkeypatch.setattr(xception, "_EXIT1", (8, 16))

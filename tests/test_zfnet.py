@@ -39,7 +39,7 @@ def test_sizes_that_it_admits():
 
 
 def test_dense_layers_belong_to_the_head():
-    """The first follows the size of the image; without classes there is none."""
+    """The first dense layer depends on the image size; without classes there is none."""
     variables, _ = shapes(models.create("zfnet"), 47, 80, 3)
     assert variables["params"]["fc1"]["kernel"].shape == (256 * 2, 4096)
     variables, _ = shapes(models.create("zfnet", num_classes=None), 47, 80, 3)
@@ -53,7 +53,7 @@ def test_pooled_before_normalized():
     for i in (1, 2, 5):
         conv, given = np.asarray(endpoints[f"conv{i}"]), endpoints[f"pool{i}"]
         want = np.empty(given.shape, np.float64)
-        for row, column in np.ndindex(given.shape[1:3]):  # the last window may reach beyond the map
+        for row, column in np.ndindex(given.shape[1:3]):  # the last window may reach beyond the feature map
             want[:, row, column] = conv[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3].max((1, 2))
         assert conv.shape[1] - 2 * given.shape[1] in (-1, 0, 1)
         if i < 5:

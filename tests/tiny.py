@@ -1,4 +1,6 @@
-"""A small network with BatchNorm and Dropout, and a plan for it, for the tests of training."""
+"""Small network with BatchNorm and Dropout, and a plan for it, for the tests of training."""
+
+from typing import ClassVar
 
 import flax.linen as linen
 import jax
@@ -9,8 +11,9 @@ from cnnjax.tasks import classify
 
 
 class Tiny(linen.Module):
-    """Convolution, BatchNorm, ReLU, pool, dropout, dense: a base and a head."""
+    """Network of convolution, BatchNorm, ReLU, pool, dropout and dense layer: a base and a head."""
 
+    aux_weights: ClassVar[dict[str, float]] = {}
     dropout: float = 0.5
     dtype: object = None
 
@@ -24,28 +27,33 @@ class Tiny(linen.Module):
 
 
 def batch(step, size=16):
-    """Random uint8-like float images and labels, a pure function of the step."""
+    """Random images (float, in the range of uint8) and labels, a pure function of the step."""
     rng = np.random.default_rng(step)
     images = rng.normal(size=(size, 8, 8, 1)).astype(np.float32)
     return {"image": images, "label": rng.integers(0, 10, size).astype(np.int32)}
 
 
 def batches(start, size=16):
-    """Endless, from step ``start``."""
+    """Batches without end, from step ``start``."""
     while True:
         yield batch(start, size)
         start += 1
 
 
-def rate(step):
-    """A schedule that changes at every step."""
+def learning_rate(step):
+    """Schedule that changes at every step."""
     return 0.1 / (1 + 0.1 * step)
 
 
-def plan(rules=((".*", rate),), steps=20, dropout=0.5, **changes):
-    """A one-phase plan for ``Tiny``."""
+def task(model, **options):
+    """Classification of ten classes by a model that takes images as they are."""
+    return classify.task(model, lambda images: images, tuple("0123456789"), **options)
+
+
+def plan(rules=((".*", learning_rate),), steps=20, dropout=0.5, **changes):
+    """Plan of one phase for ``Tiny``."""
     settings = {
-        "loss_fn": classify.loss_fn(Tiny(dropout)),
+        "task": task(Tiny(dropout)),
         "phases": (optim.Phase("all", steps, rules),),
         "optimizer": optim.sgd(0.9),
         "steps_per_epoch": 5,

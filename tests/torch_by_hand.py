@@ -66,7 +66,7 @@ def same(found, expected):
 
 
 def refused(path, data, *says):
-    """Reading ends in a UserError of one line that names the file and says what is wrong."""
+    """Checks that reading ends in a UserError of one line that names the file and the fault."""
     with pytest.raises(UserError) as error:
         load(path, data)
     message = str(error.value)
@@ -76,7 +76,7 @@ def refused(path, data, *says):
     assert all(word in message for word in says), message
 
 
-# The parts of a pickle.
+# Parts of a pickle.
 def text(value):
     return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
@@ -120,10 +120,10 @@ GOOD = pickled(dictionary(text("w"), tensor()))
 
 
 def archive(entries, method=zipfile.ZIP_STORED):
-    """The bytes of a zip archive of entries: name → bytes."""
+    """Bytes of a zip archive of entries: name → bytes."""
     with io.BytesIO() as file:
         with warnings.catch_warnings(), zipfile.ZipFile(file, "w", method) as zipped:
-            warnings.simplefilter("ignore")  # of names that are there twice
+            warnings.simplefilter("ignore")  # about names that occur twice
             for name, data in entries.items() if isinstance(entries, dict) else entries:
                 zipped.writestr(name, data)
         return file.getvalue()

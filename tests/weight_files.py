@@ -10,7 +10,7 @@ from cnnjax.weights import formats
 
 
 def read(path):
-    """(whose names, values by key)."""
+    """(source of the names, values by key)."""
     with formats.opened(path) as content:
         values = {key: np.array(tensor.read()) for key, tensor in content.tensors.items()}
         for key, tensor in content.tensors.items():
@@ -40,7 +40,7 @@ def legacy(path, data, root="", **options):
 
 @flax.struct.dataclass
 class State:
-    """A state with the fields of ``train.TrainState``."""
+    """State with the fields of ``train.TrainState``."""
 
     step: np.ndarray
     params: PyTree
@@ -50,7 +50,7 @@ class State:
 
 
 def variables(factor=1.0):
-    """(variables as a tree, the same by key)."""
+    """(variables as a tree, variables by key)."""
     values = {key: value * np.float32(factor) for key, value in arrays("conv", "dense", "norm", "mean").items()}
     nested = {"a": {"conv": {"kernel": values["conv"]}}, "b'c": {"kernel": values["dense"], "scale": values["norm"]}}
     flat = {
@@ -63,7 +63,7 @@ def variables(factor=1.0):
 
 
 def run_folder(path, *, ema):
-    """A run with checkpoints 3 and 20; the weights are those of ``variables(step)``."""
+    """Writes a run folder with checkpoints 3 and 20; the weights are those of ``variables(step)``."""
     checkpoints = Checkpoints(path / "checkpoints", {})
     for step in (3, 20):
         tree, average = variables(step if not ema else -1)[0], variables(step)[0] if ema else None

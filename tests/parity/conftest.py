@@ -1,4 +1,4 @@
-"""The peers that need the ``parity`` extra: torch, torchvision, timm."""
+"""Peers that need the ``parity`` extra: torch, torchvision, timm."""
 
 import bench_worker
 import pytest

@@ -1,6 +1,6 @@
-"""Every variant that ``models.names()`` finds is computed: a gradient step, and inference image by image.
+"""Every variant of ``models.names()`` is computed: a gradient step, and inference image by image.
 
-It takes minutes, so it is here and not among the quick tests, where all that needs no computing is tried.
+It takes minutes, so it is not among the quick tests, which cover everything that needs no computation.
 """
 
 import functools
@@ -16,7 +16,7 @@ from cnnjax.tasks import classify
 
 KEY = jax.random.key(0)
 KEYS = {"params": KEY, "dropout": KEY}
-SIZES = (32, 48, 64, 80, 96, 128)  # pixels; of these each model takes the smallest that it admits
+SIZES = (32, 48, 64, 80, 96, 128)  # pixels; each model takes the smallest of these that it admits
 jit = functools.partial(jax.jit, compiler_options=peers.FAST)
 
 
@@ -41,9 +41,9 @@ def small_shape(model):
 
 @pytest.fixture(scope="module", params=models.names())
 def initialized(request):
-    """Model, variables and images of a small size; the tests of one model follow each other, then all is freed.
+    """Model, variables and images of a small size; the tests of one model follow each other, then its memory is freed.
 
-    The variables are drawn by NumPy: to compile the start of a deep model takes as long as its gradient.
+    NumPy draws the variables: compiling the initialization of a deep model takes as long as its gradient.
     """
     model = models.create(request.param)
     x = images(small_shape(model), 4)
@@ -62,10 +62,10 @@ def test_a_gradient_step_reaches_every_parameter_and_lowers_the_loss(initialized
 
     @jit
     def step(params):
-        """Down the gradient, until by its slope a hundredth of the loss is gone: twice, and the losses before."""
+        """Loss, gradient, and parameters after a step whose length lowers the loss by a hundredth to first order."""
         before, gradient = jax.value_and_grad(loss)(params)
-        rate = 0.01 * before / sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradient))
-        return before, gradient, jax.tree.map(lambda p, g: p - rate * g, params, gradient)
+        learning_rate = 0.01 * before / sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradient))
+        return before, gradient, jax.tree.map(lambda p, g: p - learning_rate * g, params, gradient)
 
     before, gradient, params = step(params)
     after, _, _ = step(params)

@@ -4,7 +4,7 @@ import peers
 
 
 def test_alexnet(torchvision):
-    """At 224 the last map is 6×6; at 127 and 300 by 200 it is enlarged and shrunk to that."""
+    """The last feature map is 6×6 at 224 pixels; at 127 it is enlarged to that, at 300 by 200 shrunk."""
     peers.check_torch(
         "alexnet_torchvision",
         lambda: torchvision.models.alexnet(dropout=0.0),

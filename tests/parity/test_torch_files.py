@@ -15,7 +15,7 @@ FORMATS = {"zip": True, "legacy": False}
 
 @pytest.fixture(params=[(kind, protocol) for kind in FORMATS for protocol in (2, 4, 5)], ids=str)
 def saved(request, tmp_path):
-    """A function that saves a value in a format and protocol and returns the path."""
+    """Function that saves a value in a format and protocol and returns the path."""
     kind, protocol = request.param
 
     def save(value):

@@ -1,4 +1,4 @@
-"""GoogLeNet against torchvision, with BatchNorm as it is there, and without, made of its parts."""
+"""GoogLeNet against torchvision, with BatchNorm as published there, and without, built from its parts."""
 
 import importlib
 
@@ -26,32 +26,32 @@ def test_googlenet_bn(torchvision):
     def make():
         return torchvision.models.GoogLeNet(init_weights=False, dropout=0.0, dropout_aux=0.0)
 
-    # On 97 pixels the auxiliary heads divide 6×6 maps into 4×4 windows.
+    # On 97 pixels the auxiliary heads divide 6×6 feature maps into 4×4 windows.
     check("googlenet_bn", make, (64, 97), train_size=97, saved="safetensors")
 
 
 def original(torchvision):
-    """The net of 2014 from torchvision's: other blocks, normalization at the first two poolings, the last one 3×3."""
+    """Network of 2014 from torchvision's: other blocks, normalization at the first two poolings, last pooling 3×3."""
     from torch import nn
 
     googlenet = importlib.import_module("torchvision.models.googlenet")  # its package has a function of this name
 
     class Conv(nn.Module):
-        def __init__(self, maps, features, **options):
+        def __init__(self, channels, features, **options):
             super().__init__()
-            self.conv = nn.Conv2d(maps, features, **options)
+            self.conv = nn.Conv2d(channels, features, **options)
 
         def forward(self, x):
             return self.conv(x).relu()
 
     class Inception(googlenet.Inception):
-        def __init__(self, maps, *features):
-            super().__init__(maps, *features, conv_block=Conv)
+        def __init__(self, channels, *features):
+            super().__init__(channels, *features, conv_block=Conv)
             self.branch3[1] = Conv(features[3], features[4], kernel_size=5, padding=2)
 
     class Aux(googlenet.InceptionAux):
-        def __init__(self, maps, classes, dropout):
-            super().__init__(maps, classes, Conv, dropout)
+        def __init__(self, channels, classes, dropout):
+            super().__init__(channels, classes, Conv, dropout)
             self.pool = nn.AvgPool2d(5, 3)
 
         def forward(self, x):

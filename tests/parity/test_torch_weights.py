@@ -9,7 +9,7 @@ import pytest
 from cnnjax import models, weights
 
 PADDED = {"padding": 1, "epsilon": 1e-5}
-FAMILIES = {  # our model → its fields, whose it is, and what they call it
+FAMILIES = {  # our model → its fields, the publisher, and the publisher's name for it
     "alexnet_torchvision": ({}, "torchvision", "alexnet"),
     "googlenet_bn": ({}, "torchvision", "googlenet"),
     "inception_v3": ({}, "torchvision", "inception_v3"),

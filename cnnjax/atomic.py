@@ -1,10 +1,12 @@
 """Files that are whole or absent: written under a temporary name, flushed to the disk, then renamed."""
 
 import contextlib
+import csv
+import io
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,3 +48,12 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes ``content`` as indented JSON, all or nothing."""
     write_text(path, json.dumps(content, indent=2))
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table with its header as CSV, all or nothing."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(rows)
+    write_text(path, text.getvalue())

@@ -10,7 +10,6 @@ and ``top5`` are shares of 1, of ``count`` images), confusion.csv, worst.png and
 percentages of ``cnnjax.weights.published()``, on ImageNet's 50,000 validation images.
 """
 
-import csv
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -137,10 +136,9 @@ def confusion(rows: dict[str, np.ndarray]) -> list[tuple[int, int, int]]:
 
 def write(folder: Path, names: Names, rows: dict[str, np.ndarray], errors: Sequence[str]) -> None:
     """Writes confusion.csv and unreadable.json."""
-    with (folder / "confusion.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("true", "true_name", "predicted", "predicted_name", "images"))
-        table.writerows((*names[true], *names[predicted], n) for true, predicted, n in confusion(rows))
+    header = ("true", "true_name", "predicted", "predicted_name", "images")
+    cells = [(*names[true], *names[predicted], n) for true, predicted, n in confusion(rows)]
+    atomic.write_csv(folder / "confusion.csv", header, cells)
     atomic.write_json(folder / "unreadable.json", list(errors))
 
 

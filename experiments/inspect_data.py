@@ -9,10 +9,8 @@ classes.csv, faults.csv and summary.json. To expect: ``shared/data/bccd`` has 36
 have no area.
 """
 
-import csv
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from cnnjax import cli, experiment, plot, report, settings
+from cnnjax import atomic, cli, experiment, plot, report, settings
 from cnnjax.data import annotations, sources
 from cnnjax.data.annotations import Annotations, Fault, NoAnnotationsError
 from cnnjax.data.formats import folders, images
@@ -159,14 +157,6 @@ def drawn(found: Findings, item: Any) -> Picture:
     return Picture(annotations.picture(item), item.path.name, item.boxes, names, tuple(map(int, item.labels)))
 
 
-def write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Writes a table with its header."""
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(names)
-        table.writerows(rows)
-
-
 def main(config: Config) -> dict[str, Any]:
     """Reads everything, prints the tables, writes the report; returns the summary."""
     config = experiment.resolve(config, f"inspect-{config.data.name or 'data'}")
@@ -175,8 +165,10 @@ def main(config: Config) -> dict[str, Any]:
     summary = {"kind": found.kind, "images": len(found.sizes), "boxes": len(found.boxes), "classes": len(rows)}
     summary |= {f"faults/{kind}": count for kind, count in sorted(kinds.items())}
     with experiment.opened(config, {}) as run:
-        write_csv(run.dir / "classes.csv", list(rows[0]) if rows else ["class"], [list(x.values()) for x in rows])
-        write_csv(run.dir / "faults.csv", Fault._fields, found.faults)
+        atomic.write_csv(
+            run.dir / "classes.csv", list(rows[0]) if rows else ["class"], [list(x.values()) for x in rows]
+        )
+        atomic.write_csv(run.dir / "faults.csv", Fault._fields, found.faults)
         run.finish(summary)
         if found.paths:
             count = 4 if config.output.smoke else config.samples

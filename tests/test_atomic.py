@@ -15,7 +15,9 @@ def test_a_file_is_written_whole(tmp_path):
     atomic.write_bytes(tmp_path / "b", b"\x00\xff")
     assert (tmp_path / "a.txt").read_text() == "1\n"
     assert (tmp_path / "b").read_bytes() == b"\x00\xff"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.txt", "b"]
+    atomic.write_csv(tmp_path / "c.csv", ("name", "n"), [("a, b", 1)])
+    assert (tmp_path / "c.csv").read_text() == 'name,n\n"a, b",1\n'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.txt", "b", "c.csv"]
 
 
 def test_an_exception_leaves_the_old_file_and_no_other(tmp_path):

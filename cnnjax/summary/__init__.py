@@ -27,9 +27,7 @@ XLA's program of the gradient takes 2 to 4 times as much, for gradients of activ
 """
 
 import collections
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -142,11 +140,7 @@ def to_csv(result: Cost, path: Path) -> None:
 
 def write_csv(table: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes rows, all with the keys of the first, as CSV, all or nothing."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    atomic.write_text(path, text.getvalue())
+    atomic.write_csv(path, list(table[0]), [[row[name] for name in table[0]] for row in table])
 
 
 def _layers(test: Trace, train: Trace, activations: Sequence[Buffer], params: Any) -> tuple[LayerCost, ...]:

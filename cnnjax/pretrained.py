@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import numpy as np
 from flax import linen
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cnnjax import atomic, models, train, weights
@@ -143,7 +144,7 @@ def cached_features(
     for part, source in splits.items():
         source = source if isinstance(source, Arrays) else in_memory_if_small(Mapped(source, transform), limit)
         if not isinstance(source, Arrays):
-            print("the photos exceed --in-memory-bytes: the frozen base is computed again in each epoch")
+            print("the images exceed --in-memory-bytes: the frozen phase trains on augmented images, not on features")
             return {}
         name = fingerprint((variables, source.fields["image"]), facts)
         batches = pipeline.eval_batches(source, batch_size)
@@ -165,12 +166,17 @@ def fingerprint(trees: Sequence[Any], facts: str) -> str:
 
 def cached(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Array in the file, else ``compute()``, which is then written there; a damaged file is computed again."""
+    known: np.ndarray | None = None
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file["features"]
+            known = file["features"]
     # The file is absent, or damaged, which its CRC-32 shows.
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        result = compute()
+        pass
+    # All processes compute together, or none does: the cache of one host may have what another's lacks.
+    if np.all(multihost_utils.process_allgather(np.array(known is not None))) and known is not None:
+        return known
+    result = compute()
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.writing(path) as file:

@@ -128,7 +128,7 @@ def card(
 
 
 def save(folder: Path, served: Served) -> None:
-    """Writes model.safetensors, and then model.json, so that ``load(folder, …)`` finds both or neither."""
+    """Writes model.safetensors, then model.json, so that ``load`` finds no card without weights."""
     weights.save(folder / WEIGHTS, served.variables, served.model)
     if jax.process_index() == 0:
         atomic.write_json(folder / CARD, asdict(served.card))

@@ -80,7 +80,7 @@ class Task:
       predict: (variables, uint8 images [n, h, w, c]) → dict of arrays [n, …].
       describe: (prediction of one image, greatest number of classes or objects to name) → its description for JSON.
       draw: (example, prediction of it) → picture; the truth is drawn where the example has it.
-      best: the figure by which validation ranks checkpoints, the higher the better.
+      best: the figure by which validation ranks checkpoints, the higher the better: negate an error.
     """
 
     loss_fn: LossFn

@@ -1,6 +1,6 @@
 """Trains any model on any classification data set; by default a CNN on the scanned digits that ship with scikit-learn.
 
-    python experiments/classify.py                                          # digits: about 1 min on 2 CPU cores
+    python experiments/classify.py                                          # digits: about 30 s on 2 CPU cores
     python experiments/classify.py --dataset fashion_mnist                  # the chapter's network
     python experiments/classify.py --dataset mnist --model lenet5           # LeNet-5 as in 1998
     python experiments/classify.py --dataset path/to/folder                 # one sub-folder per class
@@ -30,9 +30,9 @@ class Config:
     dataset: str = "digits"
     """digits, a tfds name (fashion_mnist, mnist, cifar10, …), or a folder with one sub-folder per class."""
     train_split: str | None = None
-    """Split in tfds' syntax, e.g. train[:10%%]; None: the usual one."""
+    """Split in tfds' syntax, e.g. train[:10%]; None: the usual one."""
     valid_split: str | None = None
-    """Split for the choice of the best checkpoint."""
+    """Split that is evaluated after each epoch; the checkpoint with the best score is kept, too."""
     test_split: str | None = None
     """Split that is evaluated once, at the end."""
     channels: Literal[1, 3] = 3
@@ -165,7 +165,9 @@ def main(config: Config) -> dict[str, float]:
         seconds = time.perf_counter() - started
         figures, sums, rows = score(variables, test, "test")
         summary = {**figures, **scores, "steps": built.plan.total_steps}
-        square = len({*test[0]["image"].shape[:2]}) == 1  # predict.py prepares no others
+        square = len({*test[0]["image"].shape[:2]}) == 1
+        if not square:
+            print("the images are not square: no network is kept, which predict.py could not feed")
         served = serving.Served(built.card, built.model, variables) if square else None
         experiment.finish(run, summary, served, classify.pictures(test, sums, rows, variables["params"]))
         facts = {

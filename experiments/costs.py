@@ -195,6 +195,8 @@ def main(config: Config) -> dict[str, float]:
     with experiment.opened(config, {}) as run:
         lines = [line | {column: f"{line[column]:9,.1f}" for column in ("chapter", "here")} for line in chapter]
         report.table("the chapter's figures", lines)
+        if not run.writes:
+            return figures
         if config.layers is not None:
             write_layers(config.layers, costs[config.layers], run.dir)
         report.table(f"networks; tables and chart in {run.dir}", [shown(line) for line in rows])

@@ -15,17 +15,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 import tyro
 from sklearn.datasets import load_sample_images
 
-from cnnjax import atomic, cli, experiment, plot, report, serving, settings, weights
+from cnnjax import atomic, cli, experiment, plot, report, serving, settings, tasks, weights
 from cnnjax.data import catalog, sources
 from cnnjax.data.formats import folders, tfds
-from cnnjax.tasks.classify import named
+from cnnjax.tasks import classify
 from cnnjax.types import Batch, PyTree, Rows, Sums, UserError
 
 Names = Sequence[tuple[str, str]]
@@ -39,7 +39,7 @@ class Config:
     dataset: tyro.conf.Positional[str] = ""
     """Folder with one sub-folder per class, or a tfds name (imagenet2012, imagenet_v2, …). Classes are named by
     WordNet id for published networks."""
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, settings.MAY_DIFFER] = None
     """Folder of tfds data sets; default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     split: str = "validation"
     """Split in tfds' syntax, for tfds data sets."""
@@ -182,7 +182,9 @@ def main(config: Config) -> dict[str, Any]:
     """Evaluates, prints the tables, writes the report; returns the summary."""
     config = resolve(config)
     card = config.network.card(random=config.output.smoke)
-    names = [named(each) for each in card.classes]
+    if tasks.named(card.task).task is not classify.task:
+        raise UserError(f"{config.network.title} does not classify ({card.task}): see the summary.json of its run")
+    names = [classify.named(each) for each in card.classes]
     data = sources.Mapped(load_data(config, names, card.channels), card.transform())
     blank = {"image": np.zeros((card.image_size, card.image_size, card.channels), np.uint8), "label": np.int32(0)}
     source = sources.Lenient(data, blank)

@@ -51,6 +51,8 @@ def main(config: Config) -> dict[str, float]:
     served = config.network.load(random=config.output.smoke)
     with experiment.opened(config, {}) as run:
         path = run.dir / "network.stablehlo"
+        if not run.writes:
+            return {}
         serving.export(served, path, config.platforms)
         summary: dict[str, float] = {"bytes": path.stat().st_size}
         if runs_here(config):

@@ -7,7 +7,7 @@
 
 First only the new head trains, on features of the frozen base that are computed once and kept in the cache; then all of
 the network, at a lower rate. The plan is printed, and drawn in plan.png, before anything trains. The test split is
-evaluated once, at the end. The second command takes 16 s on 2 CPU cores; its figures are in docs/results.md.
+evaluated once, at the end. Figures and times are in docs/results.md.
 """
 
 import time
@@ -61,7 +61,7 @@ class Config:
     ema_decay: settings.Fraction | None = None
     """Decay per step of a moving average of the weights, which is then evaluated."""
     patience: settings.NonNegativeInt = 0
-    """Epochs without a better validation accuracy that end the last phase, with its best weights; 0: never."""
+    """Epochs of the last phase without a better validation accuracy that end the run, at the best weights; 0: never."""
 
     base: tyro.conf.OmitArgPrefixes[settings.Base] = settings.Base("xception.keras")
     augmentation: tyro.conf.OmitArgPrefixes[settings.Augmentation] = settings.Augmentation()

@@ -165,10 +165,10 @@ def main(config: Config) -> dict[str, Any]:
     summary = {"kind": found.kind, "images": len(found.sizes), "boxes": len(found.boxes), "classes": len(rows)}
     summary |= {f"faults/{kind}": count for kind, count in sorted(kinds.items())}
     with experiment.opened(config, {}) as run:
-        atomic.write_csv(
-            run.dir / "classes.csv", list(rows[0]) if rows else ["class"], [list(x.values()) for x in rows]
-        )
-        atomic.write_csv(run.dir / "faults.csv", Fault._fields, found.faults)
+        if run.writes:
+            header = list(rows[0]) if rows else ["class"]
+            atomic.write_csv(run.dir / "classes.csv", header, [list(row.values()) for row in rows])
+            atomic.write_csv(run.dir / "faults.csv", Fault._fields, found.faults)
         run.finish(summary)
         if found.paths:
             count = 4 if config.output.smoke else config.samples

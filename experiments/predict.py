@@ -95,7 +95,7 @@ def described(served: serving.Served, path: Path, prediction: Prediction, top: i
 
 def resolve(config: Config) -> Config:
     """Checks the settings at once, and makes ``--smoke`` small."""
-    if config.output.smoke:
+    if config.output.smoke and not config.network.run:
         config = settings.change(config, weights=settings.SMOKE, file=None)
     return experiment.resolve(config, f"predict-{config.network.title}")
 

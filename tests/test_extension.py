@@ -70,11 +70,12 @@ def task(model, prepare, classes):
         loss_fn=loss_fn,
         eval_fn=lambda variables, batch: sums(variables, prepare(batch["image"]), batch, batch["example_mask"]),
         figures=lambda sums, rows: {"mse": float(sums["squared"] / sums["count"]),
+                                    "score": -float(sums["squared"] / sums["count"]),
                                     **({"worst": float(abs(rows["error"]).max())} if rows else {})},
         predict=lambda variables, images: {"brightness": model.apply(variables, prepare(images))[0][:, 0]},
         describe=lambda prediction, most: {"brightness": round(float(prediction["brightness"]), 3)},
         draw=lambda example, prediction: Picture(example["image"], f"{prediction['brightness']:.2f}"),
-        best="mse",
+        best="score",
     )
 '''
 
@@ -157,7 +158,7 @@ with report.Run(folder, {}, {}) as run:
     batches = partial(pipeline.train_batches, splits.train, 8, 0)
     for epoch in fit.epochs(plan, variables, batches, mesh, run, fit.Settings(8)):
         scores = score(epoch.variables, splits.valid, "valid").figures
-        epoch.report(scores, best="valid/mse")
+        epoch.report(scores, best=f"valid/{task.best}")
     served = serving.Served(card, model, epoch.variables)
     experiment.finish(run, {**scores, **score(epoch.variables, splits.test, "test").figures}, served, {})
 """

@@ -267,7 +267,7 @@ def test_flowers_refuses_what_cannot_be(run):
         run(random_crop=1.5)
     with pytest.raises(UserError, match="a name of its own, got x, x"):
         run(phases=(settings.Phase("x", 1, 0.1, 0.0, "head"), settings.Phase("x", 1, 0.1, 0.0)))
-    with pytest.raises(UserError, match="one phase with epochs at least"):
+    with pytest.raises(UserError, match="at least one phase with epochs"):
         run(phases=(settings.Phase("x", 0, 0.1, 0.0),))
     with pytest.raises(UserError, match="train from head, all or a part"):
         run(phases=(settings.Phase("x", 1, 0.1, 0.0, train_from="stage7"),))

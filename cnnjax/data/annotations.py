@@ -109,9 +109,15 @@ def _read(path: Path, split: str | None) -> tuple[str, Read]:
     names = [each.name for each in pkgutil.iter_modules(formats.__path__)]
     modules = [importlib.import_module(f"{formats.__name__}.{name}") for name in names]
     readers = {each.__name__.rpartition(".")[2]: each for each in modules if hasattr(each, "read_annotations")}
+    problem: UserError | None = None
     for name in sorted(readers):
-        if (read := readers[name].read_annotations(path, split)) is not None:
-            return name, read
+        try:
+            if (read := readers[name].read_annotations(path, split)) is not None:
+                return name, read
+        except UserError as error:  # another reader may know the file; if none does, the first problem is the user's
+            problem = problem or error
+    if problem is not None:
+        raise problem
     file, expected = table_file(path, split) or path, ", ".join(reader.EXPECTED for reader in readers.values())
     raise NoAnnotationsError(f"{file}: no annotations in a known format; expected {expected}")
 

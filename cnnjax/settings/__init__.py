@@ -103,7 +103,7 @@ class Reading:
 
     data_dir: Annotated[Path | None, MAY_DIFFER] = None
     """Folder of tfds data sets; default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    in_memory_bytes: Annotated[Bytes, MAY_DIFFER] = 2**31
+    in_memory_bytes: Bytes = 2**31
     """Splits up to this size are decoded once, into arrays; larger ones are read as they are needed."""
     threads: Annotated[Threads, MAY_DIFFER] = 8
     """Threads that read and decode images as they are needed."""
@@ -330,7 +330,7 @@ def used(phases: Sequence[Phase]) -> tuple[Phase, ...]:
     """
     chosen = tuple(phase for phase in phases if phase.epochs)
     if not chosen:
-        raise UserError("--phases wants one phase with epochs at least")
+        raise UserError("--phases wants at least one phase with epochs")
     if len(names := [phase.name for phase in chosen]) > len(set(names)):
         raise UserError(f"each phase wants a name of its own, got {', '.join(names)}")
     return chosen

@@ -69,7 +69,7 @@ def _wrong(config: Any, prefix: str = "--") -> Iterator[str]:
                     yield from _wrong(part, f"{flag}.{place}.")
         for note in _notes(annotated):
             if isinstance(note, Range) and isinstance(value, int | float) and not note.holds(value):
-                most = f", at most {note.high}" if isinstance(value, int) and value > note.high else ""
+                most = f", at most {note.high}" if value > note.high and str(note.high) not in note.text else ""
                 yield f"{flag} must be {note.text}{most}, got {value}"
 
 

@@ -200,7 +200,9 @@ def pictures(
         ),
     }
     kernels = (np.asarray(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim == 4)
-    first = next((kernel for kernel in kernels if kernel.shape[2] in (1, 3) and kernel.shape[0] > 1), None)
+    # A depthwise kernel has one input channel, too, but sees no image of three.
+    channels = source[0]["image"].shape[-1]
+    first = next((kernel for kernel in kernels if kernel.shape[2] == channels and kernel.shape[0] > 1), None)
     if first is not None:
         drawings["filters.png"] = lambda: plot.filters(first)
     return drawings

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from cnnjax.weights.preprocess import MEAN, STD, preprocess
 from PIL import Image
 
 from cnnjax.data.transforms import resize_and_crop
+from cnnjax.weights.hub.preprocess import MEAN, STD, preprocess
 
 SIZES = [(320, 427), (427, 320), (256, 256), (224, 224), (225, 333), (31, 57), (57, 31), (500, 256), (1000, 37)]
 

@@ -1,7 +1,9 @@
-"""Published networks with the preparation of their images, and their features, computed once and kept.
+"""Published networks with the preprocessing of their images; cached features of images.
 
-base = pretrained.network("mobilenet_v1_0.75_224.keras", num_classes=None)
-base.model.apply(base.variables, base.prepare(images_uint8))
+A base for transfer learning, and its output for a batch::
+
+    base = pretrained.network("mobilenet_v1_0.75_224.keras", num_classes=None)
+    base.model.apply(base.variables, base.prepare(images_uint8))
 """
 
 import difflib

@@ -85,7 +85,7 @@ class Served(NamedTuple):
         return self.card.make_task(self.model)
 
     def predict(self, variables: PyTree, images: Array) -> dict[str, Array]:
-        """Prediction for uint8 [n, s, s, c]; ``variables`` are ``self.variables``, as an argument of a jit.
+        """Prediction for uint8 [n, s, s, c]; pass ``self.variables``, so that a jit does not embed them.
 
         Returns:
           Arrays [n, …] of the task, such as ``probabilities`` float32 [n, classes] and, of a localizer, ``boxes``

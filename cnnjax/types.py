@@ -1,4 +1,4 @@
-"""Names that every module shares, the conventions, and the three contracts: Example, Backbone, Task.
+"""Shared types, array conventions, and the three contracts: Example, Backbone, Task.
 
 Images are NHWC: ``uint8 [n, h, w, c]`` on the host, float on the device. Kernels are HWIO. Boxes are
 ``float [n, 4]``, ``(x_min, y_min, x_max, y_max)`` in pixels. Ragged targets are padded and a ``mask``

@@ -160,7 +160,7 @@ def main(config: Config) -> dict[str, float]:
         options = config.loop.fit(config.batch_size)
         for epoch in fit.epochs(built.plan, built.variables, batches, mesh, run, options):
             scores = score(epoch.variables, valid, "valid").figures
-            epoch.report(scores, best="valid/accuracy")
+            epoch.report(scores, best=f"valid/{built.task.best}")
             variables = epoch.variables
         seconds = time.perf_counter() - started
         figures, sums, rows = score(variables, test, "test")

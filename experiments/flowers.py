@@ -159,7 +159,7 @@ def fit_model(
     stream, options = partial(pipeline.in_turn, parts), config.loop.fit(config.batch_size, config.patience)
     for epoch in fit.epochs(plan, built.variables, stream, mesh, run, options):
         scores = score(epoch.variables, valid[epoch.phase], "valid").figures
-        epoch.report(scores, best="valid/accuracy")
+        epoch.report(scores, best=f"valid/{plan.task.best}")
         variables, step = epoch.variables, epoch.step
     if config.patience:
         step, variables = fit.best(plan, built.variables, mesh, run)

@@ -77,7 +77,7 @@ def load(
 
 
 def is_folder(name: str) -> bool:
-    """True for the path of a folder that exists, or a path with a separator but no tfds name before it."""
+    """True for a folder that exists, or a path with a separator that does not begin with a tfds name."""
     base = tfds.base_name(name)
     if not name or name in EMBEDDED or base in TFDS:
         return False

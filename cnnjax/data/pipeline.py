@@ -19,11 +19,11 @@ from cnnjax.data.sources import Arrays, Source, stack
 from cnnjax.types import Example, UserError
 
 Load = Callable[..., Example]
-"""(generator, index) → example; with the argument ``size`` where that changes by step. It may read several images."""
+"""(generator, index) → example; it may combine several images, and takes ``size=`` where ``size_at`` is given."""
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Number of full batches in one pass; the rest of a permutation is left out, other examples in each epoch.
+    """Number of full batches in one pass; the remainder of a permutation is left out; it differs in each epoch.
 
     Raises:
       UserError: there are fewer examples than one batch, or the batch is empty.

@@ -1,4 +1,4 @@
-"""Host transforms of examples: the path of the pixels is drawn once, as a `Geometry`, for all fields.
+"""Host transforms of examples: a `Geometry` is chosen once and moves all fields.
 
     train = pipeline.loader(source, random_resized_crop(224), random_flip_left_right())  # (generator, index) → example
     valid = sources.Mapped(source, resize_and_crop(256, 224))

@@ -127,7 +127,7 @@ class Base:
     file: Annotated[Path | None, MAY_DIFFER] = None
     """File with these weights; None: the cache, else they are downloaded."""
     norm_momentum: Fraction | None = None
-    """Momentum of BatchNorm's running statistics; None: the publisher's, which at 0.99 lags behind a short
+    """Momentum of BatchNorm's running statistics; None: the publisher's. 0.99 adapts too slowly for a short
     fine-tuning."""
 
     def network(self, *, random: bool = False) -> pretrained.Network:
@@ -313,9 +313,9 @@ class Phase:
     on_features: bool = True
     """Train the head on the base's features of the photos as they are, computed once. False: on augmented photos."""
     base_factor: Positive = 1.0
-    """Learning rate of the base divided by that of the head."""
+    """Learning rate of the base, as a multiple of the head's."""
     layer_decay: Positive = 1.0
-    """Learning rate of each part of the base divided by that of the part after it."""
+    """Learning rate of each part of the base, as a multiple of that of the next part."""
     frozen_norms: bool = False
     """BatchNorm keeps the statistics of the published data, and its scales."""
     schedule: Literal["inverse", "cosine"] = "inverse"

@@ -1,8 +1,8 @@
-"""Tasks: one file each, which a run's card finds by the task's name.
+"""Tasks: one file each. The card of a run (model.json, ``serving.Card``) names its task; ``named`` imports that file.
 
-``network(create, classes, **head)`` makes the module; ``create(num_classes=…)`` is ``models.create`` of the card's
-model. ``task(model, prepare, classes, **options)`` makes the `Task` of that module; ``prepare`` turns uint8 images into
-what the model takes. To add a task, add a file; no other file changes.
+``network(create, classes, **head)`` makes the module; ``create(num_classes=…)`` is ``models.create`` with the name and
+the fields already given. ``task(model, prepare, classes, **options)`` makes the `Task` of that module; ``prepare``
+turns uint8 images into what the model takes. To add a task, add a file; no other file changes.
 """
 
 import importlib

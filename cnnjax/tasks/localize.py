@@ -116,8 +116,8 @@ def task(
 
     Args:
       box_loss: see ``box_losses``.
-      weights: weights of cross-entropy and box loss, 0.8 and 0.2 in the chapter. An example counts for the class only
-        where augmentation has moved its box out of the image.
+      weights: weights of cross-entropy and box loss, 0.8 and 0.2 in the chapter. An example adds only its class
+        loss where augmentation has moved its box out of the image.
     """
 
     def loss_fn(variables: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[PyTree, Sums]]:

@@ -82,7 +82,7 @@ def rules(
     Args:
       names: ``stages`` of the base.
       train_from: "head": the base is frozen; "all": everything trains; or the first part of the base that trains.
-      schedule: factor → learning rate by step, that factor multiplied in.
+      schedule: makes the schedule whose learning rates are scaled by a factor.
       base_factor: the learning rate of the base's last part is this times ``layer_decay`` times the head's.
       layer_decay: the learning rate of each part is this times that of the next part (Howard & Ruder 2018, sec. 3.2).
       frozen_norms: BatchNorm does not train, so it uses and keeps its statistics of the published data.
@@ -162,7 +162,7 @@ def _phase(settings: Any, names: Sequence[str], per_epoch: int) -> optim.Phase:
 
 
 def on_features(settings: Sequence[Any]) -> list[bool]:
-    """True for each phase that may train on cached features: no phase before it may change the published base.
+    """True for each phase that may train on cached features: it and all before it train only the head.
 
     Args:
       settings: each a ``settings.Phase``.

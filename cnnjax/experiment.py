@@ -19,9 +19,9 @@ from cnnjax.tasks import Prepare
 from cnnjax.tasks.classify import unit
 from cnnjax.types import Batch, Key, PyTree, Task, UserError
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Any)
 SMOKE_EXAMPLES = 64
-PICTURED = 24  # examples in examples.png
+PICTURED = 24  # examples in one figure
 
 
 def resolve(config: Config, name: str) -> Config:
@@ -31,7 +31,7 @@ def resolve(config: Config, name: str) -> Config:
       UserError: a number is out of its range, or a run of several processes has no folder.
     """
     settings.check(config)
-    given = config.output.run_dir  # type: ignore[attr-defined]
+    given = config.output.run_dir
     if given is not None:
         return settings.change(config, run_dir=Path(given).expanduser())
     if jax.process_count() > 1:
@@ -41,7 +41,7 @@ def resolve(config: Config, name: str) -> Config:
 
 def smoke(config: Config, batch_size: int) -> Config:
     """Config of a small transfer learning: a tiny base (for random weights), one epoch per phase, every step logged."""
-    phases = tuple(replace(phase, epochs=1) for phase in config.phases)  # type: ignore[attr-defined]
+    phases = tuple(replace(phase, epochs=1) for phase in config.phases)
     return settings.change(config, weights=settings.SMOKE, file=None, phases=phases, batch_size=batch_size, log_every=1)
 
 

@@ -21,7 +21,7 @@ from flax import linen
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from cnnjax import atomic, models, train, weights
+from cnnjax import atomic, models, sharding, train, weights
 from cnnjax.data import pipeline, transforms
 from cnnjax.data.sources import Arrays, Mapped, Source, in_memory_if_small
 from cnnjax.data.transforms import Transform
@@ -125,7 +125,8 @@ def features(
         _, endpoints = base.apply(variables, prepare(batch["image"]), train=False)
         return {}, {"features": endpoints["pooled"]}
 
-    _, rows = train.evaluate(train.make_eval_step(compute, mesh), variables, batches, mesh)
+    step, placed = train.make_eval_step(compute, mesh), sharding.place(variables, mesh)  # once, not for each batch
+    _, rows = train.evaluate(step, placed, batches, mesh)
     return rows["features"].astype(np.float32)
 
 

@@ -156,7 +156,7 @@ def fit_model(
     seen = [features if cached else {} for cached in transfer.on_features(config.phases)]
     parts = [(phase.steps, batches(config, built, x.get("train"))) for phase, x in zip(plan.phases, seen, strict=True)]
     valid = {phase.name: x.get("valid", built.splits.valid) for phase, x in zip(plan.phases, seen, strict=True)}
-    stream, options = partial(pipeline.in_turn, parts), config.loop.fit(config.batch_size, config.patience)
+    stream, options = partial(pipeline.in_turn, parts), config.loop.fit_settings(config.batch_size, config.patience)
     for epoch in fit.epochs(plan, built.variables, stream, mesh, run, options):
         scores = score(epoch.variables, valid[epoch.phase], "valid").figures
         epoch.report(scores, best=f"valid/{plan.task.best}")

@@ -117,7 +117,7 @@ def main(config: Config) -> dict[str, float]:
     score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
     with experiment.opened(config, built.splits) as run:
         experiment.show_plan(built.plan, built.variables["params"], run)
-        options = config.loop.fit(config.batch_size)
+        options = config.loop.fit_settings(config.batch_size)
         for epoch in fit.epochs(built.plan, built.variables, batches, mesh, run, options):
             scores = score(epoch.variables, valid, "valid").figures
             epoch.report(scores, best=f"valid/{built.task.best}")

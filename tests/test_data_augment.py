@@ -11,7 +11,7 @@ import scipy.ndimage
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance
 
-from cnnjax.data import augment
+from cnnjax.data import augment, mixing
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.random((12, 17, 3), dtype=np.float32)
@@ -241,11 +241,11 @@ def test_compose_applies_from_left_to_right_with_separate_keys():
 
 def test_mix_and_mixup():
     labels = np.eye(8, dtype=np.float32)
-    unchanged = augment.mix(BATCH, labels, np.ones(8, np.float32))
+    unchanged = mixing.mix(BATCH, labels, np.ones(8, np.float32))
     np.testing.assert_array_equal(unchanged[0], BATCH)
     np.testing.assert_array_equal(unchanged[1], labels)
 
-    images, mixed = jax.jit(partial(augment.mixup, alpha=0.4))(jax.random.key(0), BATCH, labels)
+    images, mixed = jax.jit(partial(mixing.mixup, alpha=0.4))(jax.random.key(0), BATCH, labels)
     np.testing.assert_allclose(mixed.sum(-1), 1, atol=1e-6)
     weight = np.diag(mixed)
     assert (weight >= 0).all()
@@ -256,7 +256,7 @@ def test_mix_and_mixup():
     # Each image keeps the labels of exactly the two images it is made of.
     np.testing.assert_allclose(images, np.einsum("nm,mhwc->nhwc", mixed, BATCH), atol=1e-6)
 
-    gradient = jax.grad(lambda x: augment.mix(x, labels, weight)[0].sum())(BATCH)
+    gradient = jax.grad(lambda x: mixing.mix(x, labels, weight)[0].sum())(BATCH)
     np.testing.assert_allclose(gradient[:, 0, 0, 0], weight + 1 - np.roll(weight, -1), atol=1e-6)
 
 
@@ -264,7 +264,7 @@ def test_mix_and_mixup():
 def test_mixup_weights_are_beta_distributed(alpha, deviation):
     images = np.zeros((4000, 1, 1, 1), np.float32)
     images[::2] = 1
-    weight = augment.mixup(jax.random.key(0), images, np.eye(4000, 2, dtype=np.float32), alpha)[0][::2]
+    weight = mixing.mixup(jax.random.key(0), images, np.eye(4000, 2, dtype=np.float32), alpha)[0][::2]
     np.testing.assert_allclose(np.mean(weight), 0.5, atol=0.03)
     np.testing.assert_allclose(np.std(weight), deviation, atol=0.02)
 
@@ -277,9 +277,9 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"got 1\.5"):
         augment.random_zoom(jax.random.key(0), {"image": IMAGE}, max_change=1.5)
     with pytest.raises(ValueError, match="alpha must be above 0"):
-        augment.mixup(jax.random.key(0), BATCH, np.eye(8, dtype=np.float32), 0.0)
+        mixing.mixup(jax.random.key(0), BATCH, np.eye(8, dtype=np.float32), 0.0)
     with pytest.raises(TypeError, match="float labels"):
-        augment.mix(BATCH, np.eye(8, dtype=np.int32), np.ones(8, np.float32))
+        mixing.mix(BATCH, np.eye(8, dtype=np.int32), np.ones(8, np.float32))
 
 
 def test_eight_devices_give_the_same_and_each_augments_its_own_shard():
@@ -293,7 +293,7 @@ def test_eight_devices_give_the_same_and_each_augments_its_own_shard():
     compiled = apply.lower(key, place(BATCH)).compile().as_text()
     assert not re.findall("all-gather|all-reduce|all-to-all|collective-permute", compiled)
 
-    mixed = jax.jit(partial(augment.mixup, alpha=0.4))
+    mixed = jax.jit(partial(mixing.mixup, alpha=0.4))
     labels = np.eye(8, dtype=np.float32)
     for got, want in zip(mixed(key, place(BATCH), place(labels)), mixed(key, BATCH, labels), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
@@ -303,7 +303,7 @@ def test_cut_mix_pastes_the_neighbor_s_box_and_mixes_labels_by_pixels():
     images = jnp.stack([jnp.full((4, 6, 1), value, jnp.float32) for value in (0.0, 1.0, 2.0)])
     labels = jnp.eye(3)
     corners, sizes = jnp.array([[1, 2], [-2, -1], [3, 5]]), jnp.array([[2, 3], [3, 3], [9, 9]])
-    mixed, targets = augment.cut_mix(images, labels, corners, sizes)
+    mixed, targets = mixing.cut_mix(images, labels, corners, sizes)
     expected = np.array(images)
     expected[0, 1:3, 2:5], expected[1, 0:1, 0:2], expected[2, 3:, 5:] = 2, 0, 1
     assert np.array_equal(mixed, expected)
@@ -317,11 +317,11 @@ def test_cut_mix_pastes_the_neighbor_s_box_and_mixes_labels_by_pixels():
 def test_cutmix_pastes_a_share_that_is_uniform_before_clipping():
     """Beta(1, 1): the average box has half the image's area; clipping removes a part of it."""
     images, labels = jnp.zeros((2000, 16, 16, 1)), jax.nn.one_hot(jnp.arange(2000) % 2, 2)
-    mixed, targets = augment.cutmix(jax.random.key(0), images, labels, 1.0)
+    mixed, targets = mixing.cutmix(jax.random.key(0), images, labels, 1.0)
     assert mixed.shape == images.shape
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
     pasted = 1 - jnp.take_along_axis(targets, (jnp.arange(2000) % 2)[:, None], 1)
     # A side of r times the image's keeps r − r²/4 of it, r² is uniform: 1/2 − 1/5 + 1/48.
     assert abs(float(pasted.mean()) - 0.3208) < 0.02
     with pytest.raises(ValueError, match="alpha must be above 0"):
-        augment.cutmix(jax.random.key(0), images, labels, 0.0)
+        mixing.cutmix(jax.random.key(0), images, labels, 0.0)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from cnnjax import fit, optim, pretrained, serving
-from cnnjax.data import augment, pipeline
+from cnnjax.data import augment, mixing, pipeline
 from cnnjax.data.sources import Source
 from cnnjax.settings.fields import (
     MAY_DIFFER,
@@ -92,7 +92,7 @@ class Loop:
     tune_malloc: Annotated[bool, MAY_DIFFER] = False
     """Keep freed memory in the process (glibc only): steps on CPUs are faster, memory stays at its peak."""
 
-    def fit(self, batch_size: int, patience: int = 0) -> fit.Settings:
+    def fit_settings(self, batch_size: int, patience: int = 0) -> fit.Settings:
         """Settings of ``fit.epochs``."""
         return fit.Settings(batch_size, self.log_every, self.checkpoint_every, patience=patience)
 
@@ -243,7 +243,7 @@ class Mixing:
 
     def apply(self, key: Key, batch: Batch, classes: int) -> Batch:
         """Batch with mixed ``image`` and, as distributions [n, classes], ``target``; unchanged where all is off."""
-        chosen = [(f, alpha) for f, alpha in ((augment.mixup, self.mixup), (augment.cutmix, self.cutmix)) if alpha]
+        chosen = [(f, alpha) for f, alpha in ((mixing.mixup, self.mixup), (mixing.cutmix, self.cutmix)) if alpha]
         if not chosen:
             return batch
         for_which, for_op = jax.random.split(key)

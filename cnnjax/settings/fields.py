@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from cnnjax.types import UserError
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Any)
 MAY_DIFFER = "may differ on resume"
 
 
@@ -101,7 +101,7 @@ def change(config: T, **values: Any) -> T:
       TypeError: a name that neither the config nor a group has.
     """
     own, used = {}, set()
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in values:
             own[field.name] = values[field.name]
@@ -111,4 +111,4 @@ def change(config: T, **values: Any) -> T:
             used |= inner
     if unknown := sorted(values.keys() - used):
         raise TypeError(f"{type(config).__name__} has no {', '.join(unknown)}")
-    return dataclasses.replace(config, **own)  # type: ignore[type-var]
+    return dataclasses.replace(config, **own)

@@ -78,7 +78,7 @@ def _all_or_none() -> Iterator[None]:
     error = None
     try:
         yield
-    except Exception as raised:
+    except Exception as raised:  # raised again below, when all processes know
         error = raised
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.array(error is not None))

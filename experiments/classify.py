@@ -1,6 +1,6 @@
 """Trains any model on any classification data set; by default a CNN on the scanned digits that ship with scikit-learn.
 
-    python experiments/classify.py                                          # digits: about 30 s on 2 CPU cores
+    python experiments/classify.py                                          # digits: about 1 min on 2 CPU cores
     python experiments/classify.py --dataset fashion_mnist                  # the chapter's network
     python experiments/classify.py --dataset mnist --model lenet5           # LeNet-5 as in 1998
     python experiments/classify.py --dataset path/to/folder                 # one sub-folder per class

@@ -134,6 +134,7 @@ class Checkpoints:
         """
         meta = {"config": self.config, "crc32": checksums(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self.wait()  # Orbax waits here too; what is being written is not yet missing from the free space
         self._check_room(step, state)
         with self._writing():
             self.manager.save(step, args=args, metrics=None if score is None else {"score": score, "step": step})

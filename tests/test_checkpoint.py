@@ -134,6 +134,16 @@ def test_the_configuration_is_in_each_checkpoint(three):
     assert meta["config"] == {"seed": 0}
 
 
+def test_free_space_is_measured_when_nothing_is_being_written(tmp_path, monkeypatch):
+    checkpoints, seen = checkpoint.Checkpoints(tmp_path, {}), []
+    measure = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (seen.append(sorted(os.listdir(path))), measure(path))[1])
+    for step in (1, 2):
+        checkpoints.save(step, {"a": np.zeros(2**23, np.float32)})
+    checkpoints.close()
+    assert seen == [[], ["1"]]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_sets_a_flag_and_a_second_one_kills(number):
     with checkpoint.stop_on_signal() as stop:

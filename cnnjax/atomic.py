@@ -41,8 +41,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes ``content`` as UTF-8, all or nothing."""
-    write_bytes(path, content.encode())
+    r"""Writes ``content`` as UTF-8, all or nothing; lone surrogates, as in file names, become ``\udce9``."""
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:

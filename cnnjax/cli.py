@@ -1,5 +1,6 @@
 """Start of every script: reads the flags, and reports an error that the user can correct in one line."""
 
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from typing import TypeVar
 
 import tyro
 
-from cnnjax import compiler, sharding
+from cnnjax import compiler, sharding, text
 from cnnjax.types import UserError
 
 Config = TypeVar("Config")
@@ -26,6 +27,9 @@ def main(
       config: its settings; tyro makes the flags.
       recipe: config with the values of the flags → config whose values are used where no flag is given.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters that a name has
     # Orbax's threads log errors with tracebacks, which are also raised in the main thread.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     compiler.enable_cache()
@@ -36,5 +40,5 @@ def main(
         sharding.start()
         run(settings)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {text.message(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -14,9 +14,10 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
 
-from cnnjax import atomic
+from cnnjax import atomic, text
 from cnnjax.types import Batch, UserError
 
 
@@ -200,12 +201,17 @@ def progress(batches: Iterable[Batch], steps: int, batch_size: int) -> Iterator[
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints rows (all with the keys of the first) as a table, on the first process."""
+    """Prints rows (all with the keys of the first) as a table, on the first process; text stands there literally."""
     if jax.process_index() or not rows:
         return
-    result = Table(title=title)
+    result = Table(title=_literal(title))
     for name in rows[0]:
-        result.add_column(name, justify="right" if isinstance(rows[0][name], int | float) else "left")
+        result.add_column(_literal(name), justify="right" if isinstance(rows[0][name], int | float) else "left")
     for row in rows:
-        result.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+        result.add_row(*map(_literal, row.values()))
     Console().print(result)
+
+
+def _literal(value: Any) -> Text:
+    # A plain string would be read as rich's markup.
+    return Text(f"{value:.4f}" if isinstance(value, float) else text.printable(str(value)))

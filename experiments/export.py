@@ -17,7 +17,7 @@ import jax.export
 import numpy as np
 import tyro
 
-from cnnjax import cli, experiment, report, serving, settings
+from cnnjax import cli, experiment, report, serving, settings, text
 from cnnjax.types import UserError
 
 
@@ -66,7 +66,7 @@ def main(config: Config) -> dict[str, float]:
         "largest difference": "not compared, this machine is none of these"
         if difference is None
         else f"{difference:.1e}",
-        "how to use it": f"python experiments/use_exported.py {path} PHOTO",
+        "how to use it": f"python experiments/use_exported.py {text.shell(path)} PHOTO",
     }
     report.table("exported", [{"": name, " ": value} for name, value in facts.items()])
     return summary

@@ -54,3 +54,10 @@ def test_writers_of_the_same_path_do_not_mix(tmp_path):
     content = path.read_bytes()
     assert len(content) == 5000
     assert len(set(content)) == 1
+
+
+def test_names_that_are_no_unicode_can_be_written(tmp_path):
+    atomic.write_csv(tmp_path / "a.csv", ["name"], [["caf\udce9"], ["翘"]])
+    assert (tmp_path / "a.csv").read_text("utf-8") == "name\ncaf\\udce9\n翘\n"
+    atomic.write_json(tmp_path / "a.json", "caf\udce9")
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == "caf\udce9"

@@ -84,3 +84,9 @@ def test_table_shows_every_value(capsys):
     report.table("title", [{"name": "a", "value": 0.5}, {"name": "b", "value": 12}])
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("title", "name", "0.5000", "12"))
+
+
+def test_text_in_a_table_is_literal(capsys):
+    report.table("a [b]", [{"[/c]": "tin [/can]", "$_": "cup [red]", "bytes": "caf\udce9"}])
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("a [b]", "[/c]", "tin [/can]", "$_", "cup [red]", r"caf\xe9"))

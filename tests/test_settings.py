@@ -1,6 +1,9 @@
 """Groups of settings: flat flags, ranges in the types, fields that may differ on resume."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -92,6 +95,18 @@ def test_a_problem_of_the_user_is_one_line_and_exit_status_2(problem, monkeypatc
         cli.main(run, Config)
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {problem}\n"
+
+
+def test_any_name_can_be_printed_on_any_terminal():
+    code = (
+        "import sys; from cnnjax import cli; from dataclasses import make_dataclass; sys.argv = ['script']\n"
+        "def run(config):\n print('caf\\udce9 翘'); raise cli.UserError('th\\udce9\\n翘')\n"
+        "cli.main(run, make_dataclass('Config', []))"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
+    assert (run.returncode, run.stdout) == (2, b"caf\\udce9 \\u7fd8\n")
+    assert run.stderr == b"error: th\\xe9\\n\\u7fd8\n"
 
 
 def test_main_hides_no_bug(monkeypatch):

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cnnjax.plot.figure import blank, legend, one_line, printable
+from cnnjax.plot.figure import blank, legend, literal, one_line, printable
 from cnnjax.types import Array
 
 _MOST_MEMBERS = 10  # matplotlib's colors repeat after so many
@@ -78,8 +78,8 @@ def confusion(matrix: Array, classes: Sequence[str], suptitle: str = "") -> Figu
     axis.set(xlabel="predicted", ylabel="true")
     if k <= _MOST_CLASSES_WITH_COUNTS:
         names = [one_line(name) for name in classes]
-        axis.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
-        axis.set_yticks(range(k), names, parse_math=False)
+        axis.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor", **literal(*names))
+        axis.set_yticks(range(k), names, **literal(*names))
         for (i, j), count in np.ndenumerate(counts):
             if count:
                 color = "white" if share[i, j] > 0.5 else "black"
@@ -111,8 +111,8 @@ def bars(values: Mapping[str, Mapping[str, float]], label: str, suptitle: str = 
         shift = (i - (len(series) - 1) / 2) * width
         handles[name] = axis.bar([place + shift for place in places], heights, width)
         axis.bar_label(handles[name], fmt="%.2f", fontsize=8, padding=1)
-    axis.set_xticks(range(len(values)), [printable(group) for group in values], parse_math=False)
-    axis.set_ylabel(printable(label), parse_math=False)
+    axis.set_xticks(range(len(values)), [printable(group) for group in values], **literal(*values))
+    axis.set_ylabel(printable(label), **literal(label))
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
     legend(figure, handles, loc="outside right upper", fontsize=8)  # inside, it would hide a bar
@@ -146,7 +146,7 @@ def bubbles(points: Mapping[str, tuple[float, float, float]], x_label: str, y_la
     line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "relpos": (0, 0.5)}
     for i, place in zip(order, _separated((y[order] - low) / (high - low)), strict=True):
         beside = axis.annotate(one_line(names[i]), (x[i], y[i]), (1.03, place), "data", "axes fraction", line)
-        beside.set(va="center", fontsize=8, parse_math=False)
+        beside.set(va="center", fontsize=8, **literal(names[i]))
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
     return figure
@@ -194,8 +194,8 @@ def reliability(bins: Sequence[tuple[int, float, float]], suptitle: str = "") ->
 
 
 def _label(axis: Axes, x_label: str, y_label: str) -> None:
-    axis.set_xlabel(printable(x_label), parse_math=False)
-    axis.set_ylabel(printable(y_label), parse_math=False)
+    axis.set_xlabel(printable(x_label), **literal(x_label))
+    axis.set_ylabel(printable(y_label), **literal(y_label))
 
 
 def _separated(places: np.ndarray, gap: float = 0.04) -> np.ndarray:
@@ -241,7 +241,7 @@ def _draw_panel(axis: Axes, panel: _Panel) -> None:
         steps, values = zip(*sorted(points), strict=True)
         marker, color = "o" if len(points) < 30 else None, panel.colors.get(name)
         (handles[name],) = axis.plot(steps, values, label=name, color=color, marker=marker, markersize=3)
-    axis.set_title(one_line(panel.title), fontsize=10, parse_math=False)
+    axis.set_title(one_line(panel.title), fontsize=10, **literal(panel.title))
     axis.set_xlabel("step")
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.grid(alpha=0.3)

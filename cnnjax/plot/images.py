@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from cnnjax.plot.figure import blank, one_line, printable
+from cnnjax.plot.figure import blank, literal, one_line, printable
 from cnnjax.types import Array, Picture
 
 _MOST_BOXES_WITH_NAMES = 20  # with more, names hide the objects
@@ -43,7 +43,7 @@ def pictures(pictures: Sequence[Picture], columns: int = 4, cell: float | None =
         axis.remove()
     for axis, picture in zip(axes.flat, pictures, strict=False):
         _show(axis, picture.image)
-        axis.set_title(printable(picture.title), fontsize=9, pad=3, parse_math=False)
+        axis.set_title(printable(picture.title), fontsize=9, pad=3, **literal(picture.title))
         _draw_boxes(axis, picture)
     return figure
 
@@ -149,5 +149,5 @@ def _draw_boxes(axis: Axes, picture: Picture) -> None:
         corner, width, height = (left - 0.5, top - 0.5), right - left, bottom - top
         axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=1.5))
         if names and count <= _MOST_BOXES_WITH_NAMES:
-            name = axis.text(*corner, one_line(names[i]), fontsize=7, color="white", clip_on=True, parse_math=False)
+            name = axis.text(*corner, one_line(names[i]), fontsize=7, color="white", clip_on=True, **literal(names[i]))
             name.set_bbox({"facecolor": color, "alpha": 0.7, "pad": 0.5, "edgecolor": "none"})

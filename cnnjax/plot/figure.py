@@ -48,12 +48,13 @@ def _fonts(char: str) -> list[str]:
     """Families that have a character: the usual ones if the first of them does, else others, in order."""
     if char.isspace() or char in _characters(None):
         return rcParams["font.family"]
-    names = sorted({font.name for font in font_manager.fontManager.ttflist})
+    # The fonts called Last Resort have a frame with a number for every character.
+    names = sorted({font.name for font in font_manager.fontManager.ttflist if not font.name.startswith("Last Resort")})
     return [name for name in names if char in _characters(name)]
 
 
 @cache
 def _characters(family: str | None) -> set[str]:
     """Characters of a family's upright font; of the usual font for None."""
-    path = font_manager.findfont(font_manager.FontProperties(family))
+    path = font_manager.findfont(font_manager.FontProperties(family=family))
     return set(map(chr, font_manager.get_font(path).get_charmap()))

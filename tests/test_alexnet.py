@@ -73,6 +73,7 @@ def lrn(x, k, alpha):
     return x / (k + alpha * np.stack(sums, -1)) ** 0.75
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "k", "alpha"), [("alexnet", 1, 2e-5), ("alexnet_two_tower", 2, 1e-4)])
 def test_normalized_between_relu_and_pooling(name, k, alpha):
     model, variables, x = initialized(name)
@@ -127,5 +128,6 @@ def test_where_dropout_is(name, dropped):
     assert differ == dropped
 
 
+@pytest.mark.exhaustive
 def test_remat_changes_no_result():
     promises.check_remat("alexnet", 67)

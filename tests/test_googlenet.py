@@ -98,6 +98,7 @@ def test_auxiliary_logits_in_training_only(name):
         assert not model.aux_weights.keys() & outputs(other, 64, train=True)[1].keys()
 
 
+@pytest.mark.exhaustive
 def test_remat_gives_the_same_loss_and_gradient(monkeypatch):
     kept = ("inception3a", "inception4a")  # compiles in a fraction of the time
     monkeypatch.setattr(googlenet, "_MODULES", {name: googlenet._MODULES[name] for name in kept})

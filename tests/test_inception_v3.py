@@ -62,6 +62,7 @@ def test_auxiliary_logits_in_training_only(size):
         assert "aux1" not in outputs(other, size, train=True)[1]
 
 
+@pytest.mark.exhaustive
 def test_remat_gives_the_same_loss_and_gradient(monkeypatch):
     kept = ("mixed5b", "mixed6e", "mixed7a")  # compiles in a fraction of the time
     monkeypatch.setattr(inception_v3, "_MODULES", {name: inception_v3._MODULES[name] for name in kept})

@@ -64,6 +64,7 @@ def test_sizes(name):
     promises.check_sizes(name, 75)
 
 
+@pytest.mark.exhaustive
 def test_remat(monkeypatch):
     stages = (  # as few as contain both kinds of block
         ("stem1", 1, inception_v4.Mixed, ((((8, 3, 2), (8, 3, 2)), (("max", 7, 4),)),)),

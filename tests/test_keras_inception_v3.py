@@ -2,6 +2,7 @@
 
 import keras
 import peers
+import pytest
 
 
 def make(shape):
@@ -9,6 +10,7 @@ def make(shape):
     return keras.applications.InceptionV3(weights=None, input_shape=shape, classifier_activation=None)
 
 
+@pytest.mark.exhaustive
 def test_inception_v3():
     peers.check_keras(
         "inception_v3",

@@ -5,7 +5,7 @@ import peers
 import pytest
 
 
-@pytest.mark.parametrize(("width", "saved"), [(1.0, "h5"), (0.75, "keras")])
+@pytest.mark.parametrize(("width", "saved"), [pytest.param(1.0, "h5", marks=pytest.mark.exhaustive), (0.75, "keras")])
 def test_mobilenet_v1(width, saved):
     peers.check_keras(
         "mobilenet_v1",
@@ -19,7 +19,9 @@ def test_mobilenet_v1(width, saved):
     )
 
 
-@pytest.mark.parametrize(("width", "saved"), [(1.0, "weights.h5"), (0.5, "h5")])
+@pytest.mark.parametrize(
+    ("width", "saved"), [pytest.param(1.0, "weights.h5", marks=pytest.mark.exhaustive), (0.5, "h5")]
+)
 def test_mobilenet_v2(width, saved):
     peers.check_keras(
         "mobilenet_v2",

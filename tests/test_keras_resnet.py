@@ -2,6 +2,7 @@
 
 import keras
 import peers
+import pytest
 
 
 def test_resnet_v1():
@@ -15,6 +16,7 @@ def test_resnet_v1():
     )
 
 
+@pytest.mark.exhaustive
 def test_resnet_v2():
     make = keras.applications.ResNet50V2
     peers.check_keras(

@@ -23,6 +23,7 @@ def test_counts(name, fields, parameters, statistics):
     assert promises.counts(name, **fields) == (parameters, statistics)
 
 
+@pytest.mark.exhaustive
 def test_remat(monkeypatch):
     """The network has as few blocks as contain every part."""
     monkeypatch.setattr(mobilenet, "_BLOCKS", ((16, 1), (32, 2)))

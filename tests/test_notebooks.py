@@ -6,7 +6,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+LONG = ("flowers", "localize")  # of a minute or more
+NOTEBOOKS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.exhaustive] if path.stem in LONG else [])
+    for path in sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+]
 PICTURES = {"classify": 6, "feature_maps": 6, "flowers": 8, "localize": 6}
 SMOKE = {"SMOKE = False": "SMOKE = True"}
 
@@ -21,7 +25,7 @@ def small(photos, rectangles):
     }
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS)
 def test_runs(path, small, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))

@@ -29,7 +29,8 @@ CASES = {  # x, kernel, strides, pads, groups
     "stem": ((2, 10, 9, 1), (5, 5, 1, 3), (1, 1), ((0, 0), (0, 0)), 1),
 }
 POOL = ((2, 7, 6, 3), (3, 3), (2, 2), ((1, 1), (0, 1)))
-NAMES = [*CASES, "max pool"]
+# "deep" takes as long as all others together.
+NAMES = [pytest.param(name, marks=[pytest.mark.exhaustive] if name == "deep" else []) for name in (*CASES, "max pool")]
 
 
 def pair(name):

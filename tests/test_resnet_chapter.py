@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import peers
 import promises
+import pytest
 
 from cnnjax.weights import layouts
 
@@ -96,6 +97,7 @@ def test_count():
     assert resnet34[0] == 21_797_672 - 990 * 513
 
 
+@pytest.mark.exhaustive
 def test_remat():
     promises.check_remat("resnet34_chapter", 32)
 

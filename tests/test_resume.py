@@ -132,6 +132,7 @@ def test_two_processes_are_one(tmp_path, unused_tcp_port):
     assert steps(tmp_path / "one") == steps(tmp_path / "two")
 
 
+@pytest.mark.exhaustive
 def test_two_processes_stop_at_the_same_step(tmp_path, unused_tcp_port):
     """Only one of them gets SIGTERM."""
     folder = tmp_path / "two"

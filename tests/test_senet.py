@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import promises
+import pytest
 
 from cnnjax import models
 from cnnjax.models import senet
@@ -22,6 +23,7 @@ def test_has_154_layers():
     assert len(convs) - len(shortcuts) + 1 == 154
 
 
+@pytest.mark.exhaustive
 def test_remat(monkeypatch):
     monkeypatch.setattr(senet, "_STAGES", ((2, 32), (1, 32)))  # as few as contain every part
     promises.check_remat("senet154", 32)

@@ -48,5 +48,6 @@ def test_sizes_that_it_admits(name):
     promises.check_sizes(name, 32)
 
 
+@pytest.mark.exhaustive
 def test_remat_changes_no_result():
     promises.check_remat("vgg16", 32)

@@ -53,6 +53,7 @@ def test_sizes(padding):
     promises.check_sizes("xception", 7, padding=padding)
 
 
+@pytest.mark.exhaustive
 def test_remat(monkeypatch):
     # As few blocks as contain every part.
     monkeypatch.setattr(xception, "_ENTRY", {"entry1": (8, 8)})

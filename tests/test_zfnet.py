@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import promises
+import pytest
 
 from cnnjax import models
 
@@ -62,5 +63,6 @@ def test_pooled_before_normalized():
         np.testing.assert_allclose(given, want, rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_remat_changes_no_result():
     promises.check_remat("zfnet", 47)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cnnjax import compiler, optim, plot, report, serving, settings, sharding, train
+from cnnjax import compiler, fit, optim, plot, report, serving, settings, sharding, train
 from cnnjax.data import augment, pipeline, sources
 from cnnjax.data.catalog import Splits
 from cnnjax.data.transforms import Transform
@@ -183,6 +183,22 @@ def rows(eval_fn: Callable, variables: PyTree, source: sources.Source, batch_siz
     batches = report.progress(pipeline.eval_batches(source, batch_size), steps, batch_size)
     step = train.make_eval_step(eval_fn, devices)
     return train.evaluate(step, sharding.place(variables, devices), batches, devices)[1]
+
+
+def kept(
+    keep: Literal["best", "last"], plan: train.Plan, initial: PyTree, mesh: Mesh, run: report.Run, last: fit.Epoch
+) -> tuple[PyTree, dict[str, float]]:
+    """Variables to test and to keep after training, with their validation figures and their ``steps``.
+
+    Args:
+      keep: the epoch with the best validation figure, or the last one.
+      initial: as for ``fit.epochs``.
+      last: epoch that ended the training.
+    """
+    if keep == "last":
+        return last.variables, {**(last.scores or {}), "steps": last.step}
+    step, variables = fit.best(plan, initial, mesh, run)
+    return variables, {**run.scores(step), "steps": step}
 
 
 Drawings = Mapping[str, Callable[[], plot.Figure]]

@@ -161,10 +161,10 @@ def main(config: Config) -> dict[str, float]:
         for epoch in fit.epochs(built.plan, built.variables, batches, mesh, run, options):
             scores = score(epoch.variables, valid, "valid").figures
             epoch.report(scores, best=f"valid/{built.task.best}")
-            variables = epoch.variables
+        variables, scores = experiment.kept(config.loop.keep, built.plan, built.variables, mesh, run, epoch)
         seconds = time.perf_counter() - started
         figures, sums, rows = score(variables, test, "test")
-        summary = {**figures, **scores, "steps": built.plan.total_steps}
+        summary = {**figures, **scores}
         square = len({*test[0]["image"].shape[:2]}) == 1
         if not square:
             print("the images are not square: no network is kept, which predict.py could not feed")

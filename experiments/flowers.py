@@ -11,7 +11,7 @@ evaluated once, at the end. Figures and times are in docs/results.md.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -42,10 +42,10 @@ class Config:
     """Smallest share of an image's area that a random crop keeps; 1: no random crops, the whole image."""
 
     phases: tuple[settings.Phase, ...] = (
-        settings.Phase("frozen", 5, learning_rate=0.2, decay=0.01, train_from="head"),
-        settings.Phase("fine-tune", 40, learning_rate=0.01, decay=0.001),
+        settings.Phase("frozen", 5, decay=0.01, train_from="head"),
+        settings.Phase("fine-tune", 40, decay=0.001),
     )
-    """Phases of training; the default is the chapter's."""
+    """Phases of training; the default is the chapter's, with learning rates that suit the base."""
     batch_size: settings.PositiveInt = 32
     """Images per step, over all devices."""
     momentum: settings.Fraction = 0.9
@@ -67,14 +67,16 @@ class Config:
     augmentation: tyro.conf.OmitArgPrefixes[settings.Augmentation] = settings.Augmentation()
     mixing: tyro.conf.OmitArgPrefixes[settings.Mixing] = settings.Mixing()
     reading: tyro.conf.OmitArgPrefixes[settings.Reading] = settings.Reading()
-    loop: tyro.conf.OmitArgPrefixes[settings.Loop] = settings.Loop()
+    loop: tyro.conf.OmitArgPrefixes[settings.Loop] = settings.Loop(keep="best")
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
 
 def resolve(config: Config) -> Config:
     """Checks the settings at once, and makes ``--smoke`` small."""
     config = experiment.resolve(config, f"{Path(config.dataset).name}-{config.base.weights}")
-    config = replace(config, phases=settings.used(config.phases))
+    rates = transfer.learning_rates(pretrained.published(config.base.weights).model)
+    phases = transfer.with_learning_rates(settings.used(config.phases), *rates)
+    config = settings.change(config, phases=phases, keep="best" if config.patience else config.loop.keep)
     return experiment.smoke(config, batch_size=16) if config.output.smoke else config
 
 
@@ -104,6 +106,8 @@ def build(config: Config) -> Experiment:
     network = config.base.network(random=config.output.smoke)
     splits = load_data(config, network)
     classes = splits.train.classes
+    per_epoch = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
+    network = config.base.tuned(network, per_epoch)
     model = transfer.Transfer(network.model, len(classes), config.dropout)
     variables = transfer.variables(model, network.variables, jax.random.key(config.loop.seed))
     stages = transfer.stages(network.model)
@@ -111,7 +115,6 @@ def build(config: Config) -> Experiment:
     loss = classify.weighted(classify.smoothed(classify.cross_entropy, config.label_smoothing), weights)
     task = transfer.task(model, network.prepare, classes, loss=loss)
     op = config.augmentation.op(network.entry.image_size)
-    per_epoch = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
     plan = train.Plan(
         task=task,
         phases=transfer.phases(config.phases, stages, per_epoch),
@@ -151,7 +154,7 @@ def fit_model(
     mesh: jax.sharding.Mesh,
     run: report.Run,
 ) -> tuple[PyTree, dict[str, float]]:
-    """Trains to the end, or until patience ends the run; returns the best variables and their scores."""
+    """Trains to the end, or until patience ends the run; returns the variables to keep and their scores."""
     plan = built.plan
     seen = [features if cached else {} for cached in transfer.on_features(config.phases)]
     parts = [(phase.steps, batches(config, built, x.get("train"))) for phase, x in zip(plan.phases, seen, strict=True)]
@@ -160,11 +163,7 @@ def fit_model(
     for epoch in fit.epochs(plan, built.variables, stream, mesh, run, options):
         scores = score(epoch.variables, valid[epoch.phase], "valid").figures
         epoch.report(scores, best=f"valid/{plan.task.best}")
-        variables, step = epoch.variables, epoch.step
-    if config.patience:
-        step, variables = fit.best(plan, built.variables, mesh, run)
-        scores = run.scores(step)
-    return variables, {**scores, "steps": step}
+    return experiment.kept(config.loop.keep, plan, built.variables, mesh, run, epoch)
 
 
 def main(config: Config) -> dict[str, float]:
@@ -177,6 +176,8 @@ def main(config: Config) -> dict[str, float]:
     with experiment.opened(config, built.splits) as run:
         experiment.show_plan(built.plan, built.variables["params"], run)
         print(f"parts of the base, in order: {' '.join(built.stages)}")
+        momentum = vars(built.network.model).get("momentum", "none")
+        print(f"{built.plan.steps_per_epoch} steps in an epoch; BatchNorm's momentum: {momentum}")
         started = time.perf_counter()
         features = cached_features(config, built, mesh)
         variables, scores = fit_model(config, built, features, score, mesh, run)

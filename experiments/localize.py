@@ -40,8 +40,8 @@ class Config:
     class_weight: settings.Fraction = 0.8
     """Weight of the cross-entropy; that of the box loss is 1 minus it."""
     phases: tuple[settings.Phase, ...] = (
-        settings.Phase("frozen", 10, learning_rate=1e-3, train_from="head", schedule="cosine"),
-        settings.Phase("fine-tune", 120, learning_rate=1e-3, base_factor=0.5, schedule="cosine"),
+        settings.Phase("frozen", 10, train_from="head", schedule="cosine"),
+        settings.Phase("fine-tune", 120, base_factor=0.5, schedule="cosine"),
     )
     """Phases of training."""
     batch_size: settings.PositiveInt = 16
@@ -56,14 +56,15 @@ class Config:
         flip=True, zoom=0.4, shift=0.2, brightness=0.2, contrast=0.2
     )
     reading: tyro.conf.OmitArgPrefixes[settings.Reading] = settings.Reading()
-    loop: tyro.conf.OmitArgPrefixes[settings.Loop] = settings.Loop()
+    loop: tyro.conf.OmitArgPrefixes[settings.Loop] = settings.Loop(keep="best")
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
 
 def resolve(config: Config) -> Config:
     """Checks the settings at once, and makes ``--smoke`` small."""
     config = experiment.resolve(config, f"localize-{config.dataset.stem}")
-    config = replace(config, phases=settings.used(config.phases))
+    phases = transfer.with_learning_rates(settings.used(config.phases), 1e-3, 1e-3)  # AdamW's suit every base
+    config = replace(config, phases=phases)
     return experiment.smoke(config, batch_size=8) if config.output.smoke else config
 
 
@@ -89,12 +90,13 @@ def build(config: Config) -> Experiment:
     network = config.base.network(random=config.output.smoke)
     splits = load_data(config, network.entry.image_size)
     classes = splits.train.classes
+    per_epoch = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
+    network = config.base.tuned(network, per_epoch)
     model = localize.Localizer(network.model, len(classes), config.box_features)
     variables = transfer.variables(model, network.variables, jax.random.key(config.loop.seed))
     loss = {"box_loss": config.box_loss, "weights": (config.class_weight, 1 - config.class_weight)}
     task = localize.task(model, network.prepare, classes, **loss)
     op = config.augmentation.op(network.entry.image_size, fill=0.5)
-    per_epoch = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
     plan = train.Plan(
         task=task,
         phases=transfer.phases(config.phases, transfer.stages(network.model), per_epoch),
@@ -121,8 +123,8 @@ def main(config: Config) -> dict[str, float]:
         for epoch in fit.epochs(built.plan, built.variables, batches, mesh, run, options):
             scores = score(epoch.variables, valid, "valid").figures
             epoch.report(scores, best=f"valid/{built.task.best}")
-            variables = epoch.variables
-        summary = {**score(variables, test, "test").figures, **scores, "steps": built.plan.total_steps}
+        variables, scores = experiment.kept(config.loop.keep, built.plan, built.variables, mesh, run, epoch)
+        summary = {**score(variables, test, "test").figures, **scores}
         head = {"box_features": config.box_features}
         card = serving.card(built.network.entry, "localize", "squeeze", test.classes, head)
         served = serving.Served(card, built.model, variables)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import transfer_cost
 
-from cnnjax import checkpoint, models, optim, pretrained, serving, settings, sharding, train
+from cnnjax import checkpoint, experiment, models, optim, pretrained, serving, settings, sharding, train
 from cnnjax.data import sources
 from cnnjax.data.formats import folders
 from cnnjax.tasks import classify, transfer
@@ -203,6 +203,50 @@ def kept_accuracy(folder):
     fields = flowers.load_data(config, pretrained.network(settings.SMOKE, random=True)).test.fields
     probabilities = jax.jit(served.predict)(served.variables, fields["image"])["probabilities"]
     return float((probabilities.argmax(-1) == fields["label"]).mean())
+
+
+def test_learning_rates_are_the_familys_unless_they_are_given():
+    phases = (
+        settings.Phase("a", 1, train_from="head"),
+        settings.Phase("b", 1),
+        settings.Phase("c", 1, learning_rate=0.5, train_from="head"),
+    )
+
+    def rates(name):
+        filled = transfer.with_learning_rates(phases, *transfer.learning_rates(name))
+        return [phase.learning_rate for phase in filled]
+
+    assert rates("xception") == [0.2, 0.01, 0.5]  # the chapter's
+    assert rates("mobilenet_v1") == rates("resnet50") == [0.02, 0.004, 0.5]
+
+
+@pytest.mark.parametrize(("per_epoch", "momentum"), [(1, 0.8), (9, 0.8), (20, 0.9), (100, 0.98), (10**6, 0.99)])
+def test_statistics_of_norms_follow_within_an_epoch(per_epoch, momentum):
+    base = models.create("mobilenet_v1", num_classes=None)
+    assert transfer.norm_momentum(base, per_epoch) == pytest.approx(momentum)
+    assert transfer.norm_momentum(models.create("vgg16"), per_epoch) is None
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_weights_of_the_frozen_phase_are_kept_where_they_validate_better(run, keep, monkeypatch):
+    make, validation = experiment.scorer, iter([0.9, 0.5])
+
+    def scorer(*args):
+        def score(variables, source, split):
+            found = make(*args)(variables, source, split)
+            valid = {"valid/accuracy": next(validation)} if split == "valid" else {}
+            return found._replace(figures={**found.figures, **valid})
+
+        return score
+
+    monkeypatch.setattr(experiment, "scorer", scorer)
+    summary, folder = run(keep=keep)
+    assert (summary["steps"], summary["valid/accuracy"]) == {"best": (3, 0.9), "last": (6, 0.5)}[keep]
+    base = pretrained.network(settings.SMOKE, random=True, num_classes=None).variables["params"]
+    kept = serving.load(folder).variables["params"]["base"]
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), base, kept)
+    assert jax.tree.all(same) == (keep == "best")
+    assert kept_accuracy(folder) == pytest.approx(summary["test/accuracy"])
 
 
 def test_a_phase_s_rates_follow_its_schedule():

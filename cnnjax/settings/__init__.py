@@ -89,6 +89,8 @@ class Loop:
     """Steps between lines of training metrics."""
     checkpoint_every: Annotated[NonNegativeInt, MAY_DIFFER] = 0
     """Steps between checkpoints within an epoch; there is always one after each epoch."""
+    keep: Literal["best", "last"] = "last"
+    """Weights that are tested and kept: of the epoch with the best validation figure, or of the last one."""
     tune_malloc: Annotated[bool, MAY_DIFFER] = False
     """Keep freed memory in the process (glibc only): steps on CPUs are faster, memory stays at its peak."""
 
@@ -127,13 +129,20 @@ class Base:
     file: Annotated[Path | None, MAY_DIFFER] = None
     """File with these weights; None: the cache, else they are downloaded."""
     norm_momentum: Fraction | None = None
-    """Momentum of BatchNorm's running statistics; None: the publisher's. 0.99 adapts too slowly for a short
-    fine-tuning."""
+    """Momentum of BatchNorm's running statistics; None: the publisher's or, where an epoch has few steps, less."""
 
     def network(self, *, random: bool = False) -> pretrained.Network:
         """Network without its top; ``random`` takes fresh weights."""
-        found = pretrained.network(self.weights, self.file, random=random, num_classes=None)
-        return found._replace(model=transfer.with_norm_momentum(found.model, self.norm_momentum))
+        return pretrained.network(self.weights, self.file, random=random, num_classes=None)
+
+    def tuned(self, network: pretrained.Network, per_epoch: int) -> pretrained.Network:
+        """Copy of ``network`` with the momentum of BatchNorm for ``per_epoch`` steps in an epoch.
+
+        Raises:
+          UserError: the momentum is given, and the network has no BatchNorm.
+        """
+        momentum = self.norm_momentum or transfer.norm_momentum(network.model, per_epoch)
+        return network._replace(model=transfer.with_norm_momentum(network.model, momentum))
 
 
 @dataclass(frozen=True)
@@ -304,8 +313,8 @@ class Phase:
     name: str
     epochs: NonNegativeInt
     """Passes over the training split; 0 leaves the phase out."""
-    learning_rate: Positive
-    """Learning rate of the head at the first step."""
+    learning_rate: Positive | None = None
+    """Learning rate of the head at the first step; None: what suits the base."""
     decay: NonNegative = 0.0
     """Decay per step, with the schedule inverse."""
     train_from: str = "all"

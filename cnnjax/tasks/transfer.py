@@ -18,6 +18,10 @@ from cnnjax.tasks import classify
 from cnnjax.types import Array, Key, PyTree, Schedule, UserError
 
 NORMS = r"base/(.*/)?norm\d*/.*"
+# Beginning of the base's name → learning rates by SGD with momentum of a new head, and of the whole network afterwards.
+# The chapter's are Xception's; other networks forget at these what they knew.
+LEARNING_RATES = {"xception": (0.2, 0.01), "": (0.02, 0.004)}
+LEAST_MOMENTUM = 0.8  # with less, statistics are those of the last few batches
 
 
 class Transfer(linen.Module):
@@ -115,9 +119,39 @@ def with_norm_momentum(base: linen.Module, momentum: float | None) -> linen.Modu
     """
     if momentum is None:
         return base
-    if "momentum" not in {field.name for field in dataclasses.fields(base)}:
+    if "momentum" not in vars(base):
         raise UserError(f"{type(base).__name__} has no BatchNorm whose momentum could be {momentum}: leave that out")
     return base.clone(momentum=momentum)
+
+
+def norm_momentum(base: linen.Module, per_epoch: int) -> float | None:
+    """Momentum with which BatchNorm's statistics follow a fine-tuning; None: the base has no BatchNorm.
+
+    The publisher's or, where an epoch has so few steps that more than e⁻² of the old statistics were left after it, a
+    smaller one, not below ``LEAST_MOMENTUM``.
+
+    Args:
+      per_epoch: optimizer steps in an epoch.
+    """
+    published = vars(base).get("momentum")
+    return None if published is None else min(published, max(1 - 2 / per_epoch, LEAST_MOMENTUM))
+
+
+def learning_rates(name: str) -> tuple[float, float]:
+    """Learning rates of SGD for a new head and for the whole network, by the name of the base ("mobilenet_v1")."""
+    return next(rates for family, rates in LEARNING_RATES.items() if name.startswith(family))
+
+
+def with_learning_rates(settings: Sequence[Any], head: float, whole: float) -> tuple[Any, ...]:
+    """Settings of phases whose learning rate, where it is None, becomes that of a phase of its kind.
+
+    Args:
+      settings: each a ``settings.Phase``.
+      head: learning rate of a phase in which only the head trains.
+      whole: learning rate of the others.
+    """
+    rates = [each.learning_rate or (head if each.train_from == "head" else whole) for each in settings]
+    return tuple(dataclasses.replace(each, learning_rate=rate) for each, rate in zip(settings, rates, strict=True))
 
 
 def variables(model: linen.Module, base: PyTree, key: Key) -> PyTree:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from cnnjax import sharding
 from cnnjax.types import PyTree, UserError
 
 
@@ -72,25 +73,19 @@ def _together(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-@contextmanager
-def _all_or_none() -> Iterator[None]:
-    """Makes the block fail in every process if it fails in one, so that none waits for another that gave up."""
-    error = None
-    try:
-        yield
-    except Exception as raised:  # raised again below, when all processes know
-        error = raised
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.array(error is not None))
-        if failed.any() and error is None:
-            error = UserError(f"processes {np.flatnonzero(failed).tolist()} cannot read their part")
-    if error is not None:
-        raise error
-
-
 def _rank(scores: Mapping[str, Any]) -> Any:
     """Sorting key by which the first of equal scores is the best; Orbax, which only sorts, would take the last."""
     return scores["score"], -scores.get("step", 0)
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Shapes of a state's arrays, or of Orbax's description of one, by path."""
+
+    def name(part: Any) -> str:
+        return str(next(getattr(part, kind) for kind in ("name", "key", "idx") if hasattr(part, kind)))
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
 class Checkpoints:
@@ -148,7 +143,7 @@ class Checkpoints:
           target: step → the state's ``jax.ShapeDtypeStruct``, with its shardings.
 
         Raises:
-          UserError: there are checkpoints, and all of them are damaged.
+          UserError: there are checkpoints, and all of them are damaged; or one is of another network or optimizer.
         """
         steps = sorted(self.manager.all_steps(), reverse=True)
         for step in steps:
@@ -156,6 +151,7 @@ class Checkpoints:
                 return step, self._read(step, target(step))
             # Orbax and TensorStore raise any kind of exception, plain Exception too, for a damaged file.
             except Exception as error:
+                self._check_shapes(step, target(step))
                 self._set_aside(step, error)
                 _together(f"checkpoint {step} set aside")
                 self.manager.reload()
@@ -190,18 +186,33 @@ class Checkpoints:
     def _read(self, step: int, target: PyTree) -> PyTree:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
         # Each process reads alone: the manager's restore would wait for processes that failed to read their part.
-        this = jax.process_index()
+        this, part = jax.process_index(), f"read their part of checkpoint {step}"
         alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
         handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
-        with _all_or_none(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        with sharding.all_or_none(part), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             restored = checkpointer.restore(self.directory / str(step), args=args)
         found = checksums(restored["state"])
-        with _all_or_none():
+        with sharding.all_or_none(part):
             expected = restored["meta"]["crc32"]
             wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
             if wrong:
                 raise UserError(f"the checksums of {wrong[:5]} differ from those written")
         return restored["state"]
+
+    def _check_shapes(self, step: int, target: PyTree) -> None:
+        try:
+            written = _shapes(ocp.PyTreeCheckpointHandler().metadata(self.directory / str(step) / "state").tree)
+        except Exception:  # it is damaged, as the caller knows
+            return
+        expected = _shapes(target)
+        if wrong := sorted(name for name in written | expected if written.get(name) != expected.get(name)):
+            name = wrong[0]
+            raise UserError(
+                f"the checkpoint of step {step} in {self.directory} is of another network or optimizer: {len(wrong)} "
+                f"of its {len(written)} arrays differ, such as {name}, {written.get(name, 'absent')} there and "
+                f"{expected.get(name, 'absent')} here: give the settings it was made with, or start a new run with its "
+                "network alone (--continue-from RUN --continue-with weights)"
+            )
 
     def _check_scores(self) -> None:
         # Orbax reads all scores when it opens the folder, and would fail there on one damaged file.

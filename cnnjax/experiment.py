@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from flax import linen
 from jax.sharding import Mesh
 
-from cnnjax import compiler, fit, optim, plot, report, serving, settings, sharding, train
-from cnnjax.data import augment, pipeline, sources
+from cnnjax import compiler, fit, optim, plot, report, serving, settings, sharding, train, weights
+from cnnjax.data import augment, fingerprint, pipeline, sources
 from cnnjax.data.catalog import Splits
 from cnnjax.data.transforms import Transform
 from cnnjax.tasks import Prepare
@@ -28,12 +29,19 @@ def resolve(config: Config, name: str) -> Config:
     """Config whose numbers are checked and that has a run folder: the one given, else ``runs/NAME-TIME``.
 
     Raises:
-      UserError: a number is out of its range, or a run of several processes has no folder.
+      UserError: a number is out of its range; the run to go on from is none, or the run itself; several processes have
+        no run folder, or different settings.
     """
     settings.check(config)
-    given = config.output.run_dir
-    if given is not None:
-        return settings.change(config, run_dir=Path(given).expanduser())
+    config = settings.expanded(config)
+    flat, free = settings.flat(config), settings.noted(config, settings.MAY_DIFFER)
+    sharding.check_same({name: x for name, x in flat.items() if name not in free or name == "run_dir"})
+    if origin := flat.get("continue_from"):
+        report.read_config(Path(origin))
+        if config.output.run_dir and Path(origin).resolve() == config.output.run_dir.resolve():
+            raise UserError(f"{origin} cannot go on from itself: leave out --continue-from, or give another --run-dir")
+    if config.output.run_dir is not None:
+        return config
     if jax.process_count() > 1:
         raise UserError("give a run of several processes one --run-dir that all of them see")
     return settings.change(config, run_dir=Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -131,13 +139,35 @@ def opened(config: Any, facts: Mapping[str, Any] | Splits) -> Iterator[report.Ru
     """Run folder of a config, locked; one that holds another run is refused.
 
     Args:
-      facts: other values that must be the same to resume; from splits, their numbers of examples and the classes.
+      facts: other values that must be the same to resume; from splits, their numbers of examples, their classes and
+        their fingerprint.
     """
     if isinstance(facts, Splits):
-        counts = {part: len(source) for part, source in vars(facts).items()}
-        facts = {**counts, "classes": list(facts.train.classes)}
-    with report.Run(config.output.run_dir, settings.flat(config), facts, settings.may_differ(config)) as run:
+        parts = vars(facts)
+        counts = {part: len(source) for part, source in parts.items()}
+        data = fingerprint.combined(fingerprint.of_source(source) for source in parts.values())
+        facts = {**counts, "classes": list(facts.train.classes), "data": data}
+    flat = settings.flat(config)
+    free, located = (settings.noted(config, note) for note in (settings.MAY_DIFFER, settings.LOCATES))
+    defaults = settings.flat(type(config)())
+    with report.Run(config.output.run_dir, flat, facts, may_differ=free, located=located, defaults=defaults) as run:
+        if flat.get("continue_from") and flat["continue_with"] == "all":
+            run.take_over(Path(flat["continue_from"]))
         yield run
+
+
+def initial(loop: settings.Loop, model: linen.Module, variables: PyTree, shape: tuple[int, int, int]) -> PyTree:
+    """Variables that training starts from: ``variables``, or the network of the run whose weights it goes on with.
+
+    Args:
+      shape: height, width and channels of the images.
+
+    Raises:
+      UserError: the network of that run does not fit ``model``.
+    """
+    if loop.continue_from is None or loop.continue_with == "all":
+        return variables
+    return serving.load_variables(loop.continue_from, model, shape)
 
 
 class Outcome(NamedTuple):
@@ -215,8 +245,16 @@ def finish(run: report.Run, summary: Mapping[str, float], served: serving.Served
     """
     run.finish(summary)
     if served is not None:
-        serving.save(run.dir, served)
+        serving.save(run.dir, served._replace(card=replace(served.card, origin=_origin(run.config))))
     draw(run, {"curves.png": lambda: plot.curves(run.records()), **drawings})
+
+
+def _origin(config: Mapping[str, Any]) -> str | None:
+    """Run that the settings of another begin from, and what was taken of it."""
+    if origin := config.get("continue_from"):
+        return f"{origin}: its {'network' if config['continue_with'] == 'weights' else 'weights, optimizer and steps'}"
+    base = config.get("weights")
+    return f"{base}: its network without the top" if base and base not in weights.published() else None
 
 
 def draw(run: report.Run, drawings: Drawings) -> None:

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cnnjax import checkpoint, optim, report, sharding, train
-from cnnjax.types import Batch, PyTree
+from cnnjax.types import Batch, PyTree, UserError
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,17 @@ def epochs(
     Args:
       variables: initial values (host or device), used where there is no checkpoint.
       batches: step → this process's batches from there on.
+
+    Raises:
+      UserError: the newest checkpoint is from after the end of the plan, or of another network.
     """
     with _stop_request() as stop, contextlib.ExitStack() as closing:
         checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", run.config, keep_last=settings.keep_last)
         closing.callback(checkpoints.close)
         restored = checkpoints.restore(lambda step: train.abstract_state(plan, variables, mesh, step))
         start, state = restored or (0, sharding.place(train.init_state(plan, variables), mesh))
+        if start > plan.total_steps:
+            raise UserError(f"{run.dir} is at step {start}, and the plan ends at step {plan.total_steps}: more epochs?")
         run.start(start)
         bar = report.Progress(plan.total_steps, settings.batch_size, start)
         closing.callback(bar.close)

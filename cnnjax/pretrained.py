@@ -8,10 +8,9 @@ A base for transfer learning, and its output for a batch::
 
 import difflib
 import functools
-import hashlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -22,26 +21,62 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cnnjax import atomic, models, sharding, train, weights
-from cnnjax.data import pipeline, transforms
+from cnnjax.data import fingerprint, pipeline, transforms
 from cnnjax.data.sources import Arrays, Mapped, Source, in_memory_if_small
 from cnnjax.data.transforms import Transform
 from cnnjax.tasks import Prepare
+from cnnjax.tasks.classify import unit
 from cnnjax.types import Array, Batch, PyTree, Rows, Sums, UserError
 from cnnjax.weights.hub import checksum
 
 Resize = Literal["crop", "squeeze", "square"]
 
 
-class Network(NamedTuple):
-    """Published network, ready to be called."""
+class Framing(Protocol):
+    """Numbers that ``host_transform`` needs; ``weights.Published`` has them."""
 
-    entry: weights.Published
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def resize(self) -> int: ...
+
+    @property
+    def resample(self) -> Literal["bilinear", "bicubic"]: ...
+
+
+Preprocess = Literal["unit", "tf", "torch", "caffe"]
+"""unit: pixels / 255; the others: see ``weights.preprocess``."""
+
+
+class Entry(Framing, Protocol):
+    """Facts about a network and its images, of a published one or of one that a run has trained."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def fields(self) -> Mapping[str, Any]: ...
+
+    @property
+    def preprocess(self) -> Preprocess: ...
+
+
+def prepare(images: Array, mode: Preprocess) -> Array:
+    """uint8 [n, h, w, c], or floats in 0 … 255 → what a model takes."""
+    return unit(images) if mode == "unit" else weights.preprocess(images, mode)
+
+
+class Network(NamedTuple):
+    """Network with the preparation of its images, ready to be called."""
+
+    entry: Entry
     model: linen.Module
     variables: PyTree
 
     def prepare(self, images: Array) -> Array:
         """uint8 [n, h, w, 3], or floats in 0 … 255 → what the model takes."""
-        return weights.preprocess(images, self.entry.preprocess)
+        return prepare(images, self.entry.preprocess)
 
 
 def create(entry: weights.Published, **overrides: Any) -> linen.Module:
@@ -80,19 +115,6 @@ def network(tag: str, file: Path | None = None, *, random: bool = False, **overr
         images = np.zeros((1, entry.image_size, entry.image_size, 3), np.float32)
         return Network(entry, model, jax.jit(model.init)(jax.random.key(0), images))
     return Network(entry, model, weights.load(tag if file is None else file, model, image_size=entry.image_size))
-
-
-class Framing(Protocol):
-    """Numbers that ``host_transform`` needs; ``weights.Published`` has them."""
-
-    @property
-    def image_size(self) -> int: ...
-
-    @property
-    def resize(self) -> int: ...
-
-    @property
-    def resample(self) -> Literal["bilinear", "bicubic"]: ...
 
 
 def host_transform(framing: Framing, resize: Resize) -> transforms.Geometric:
@@ -149,22 +171,12 @@ def cached_features(
         if not isinstance(source, Arrays):
             print("the images exceed --in-memory-bytes: the frozen phase trains on augmented images, not on features")
             return {}
-        name = fingerprint((variables, source.fields["image"]), facts)
+        name = fingerprint.of_arrays((variables, source.fields["image"]), facts)
         batches = pipeline.eval_batches(source, batch_size)
         compute = functools.partial(features, model, variables, base.prepare, batches, mesh)
         known = cached(checksum.cache_folder() / "features" / f"{name}.npz", compute)
         found[part] = Arrays({"features": known, "label": source.fields["label"]}, source.classes)
     return found
-
-
-def fingerprint(trees: Sequence[Any], facts: str) -> str:
-    """SHA-256 of all arrays in ``trees``, bit for bit, and of ``facts``: everything that cached features depend on."""
-    total = hashlib.sha256(facts.encode())
-    for leaf in jax.tree.leaves(list(trees)):
-        array = np.ascontiguousarray(leaf)
-        total.update(f"{array.dtype} {array.shape}".encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
-    return total.hexdigest()
 
 
 def cached(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:

@@ -5,6 +5,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from cnnjax import atomic, text
+from cnnjax import atomic, sharding, text
 from cnnjax.types import Batch, UserError
 
 
@@ -29,13 +30,23 @@ class Run:
       config: settings as JSON gives them back. A folder with other settings is refused.
       facts: other values that must be the same to resume, e.g. the number of training images.
       may_differ: names of settings that may change when a run is resumed.
+      located: names of settings that may change if the fact ``data``, the fingerprint of the data, is the same.
+      defaults: values of settings that a folder of an older version does not name.
 
     Raises:
-      UserError: the folder cannot be written, is in use, or belongs to another configuration.
+      UserError: the folder cannot be written, is in use, or belongs to another configuration; or not all processes see
+        it.
     """
 
     def __init__(
-        self, directory: Path, config: Mapping[str, Any], facts: Mapping[str, Any], may_differ: Sequence[str] = ()
+        self,
+        directory: Path,
+        config: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        *,
+        may_differ: Sequence[str] = (),
+        located: Sequence[str] = (),
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.dir = directory
         self.config = {**config, "facts": dict(facts)}
@@ -43,19 +54,38 @@ class Run:
         self._stack = contextlib.ExitStack()
         self._metrics: Any = None
         self._tensorboard: Any = None
-        if self.writes:
-            with contextlib.ExitStack() as opening:
-                opening.callback(self._stack.close)  # the lock is released if the folder is refused
-                self._open(may_differ)
-                opening.pop_all()
+        with contextlib.ExitStack() as opening:
+            opening.callback(self._stack.close)  # the lock is released if the folder is refused
+            with sharding.all_or_none(f"open {directory}"):
+                if self.writes:
+                    self._open({**(defaults or {}), "facts": {}}, may_differ, located)
+            with sharding.all_or_none(f"see {directory}"):
+                if not (directory / "config.json").exists():
+                    raise UserError(f"process {jax.process_index()} does not see {directory}: it must be shared by all")
+            opening.pop_all()
 
-    def _open(self, may_differ: Sequence[str]) -> None:
+    def _open(self, defaults: Mapping[str, Any], may_differ: Sequence[str], located: Sequence[str]) -> None:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             self._lock()
-            self._check_config(may_differ)
+            known = self._known()
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.dir}: {error.strerror}") from error
+        was, now = ({**each, "facts.data": None, **_flat_facts(each)} for each in ({**defaults, **known}, self.config))
+        if was["facts.data"] is None:  # the folder is of an older version
+            now["facts.data"] = None
+        elif was["facts.data"] == now["facts.data"]:
+            may_differ = [*may_differ, *located]
+        differs = sorted(
+            "its images or labels were others"
+            if name == "facts.data"
+            else f"{name.removeprefix('facts.')} was {was.get(name)!r} and is {now.get(name)!r}"
+            for name in was.keys() | now.keys()
+            if name not in may_differ and was.get(name) != now.get(name)
+        )
+        if differs:
+            go_on = f", or go on from it in a new one by --continue-from {self.dir}" if self._has_steps() else ""
+            raise UserError(f"{self.dir} holds another run: {'; '.join(differs)}: choose another --run-dir{go_on}")
 
     def _lock(self) -> None:
         file = self._stack.enter_context((self.dir / ".lock").open("w"))
@@ -64,24 +94,43 @@ class Run:
         except BlockingIOError as error:
             raise UserError(f"{self.dir} is in use by another process: stop it or choose another --run-dir") from error
 
-    def _check_config(self, may_differ: Sequence[str]) -> None:
+    def _known(self) -> dict[str, Any]:
+        """Content of config.json, which is written if there is none."""
         path = self.dir / "config.json"
-        if not path.exists():
-            if (self.dir / "checkpoints").exists() or (self.dir / "metrics.jsonl").exists():
-                raise UserError(f"{self.dir} holds a run without config.json: choose another --run-dir")
-            atomic.write_json(path, self.config)
-            return
-        try:
-            known = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}): restore it or choose another --run-dir") from error
-        differs = [
-            f"{name} was {known.get(name)!r} and is {self.config.get(name)!r}"
-            for name in known.keys() | self.config.keys()
-            if name not in may_differ and known.get(name) != self.config.get(name)
-        ]
-        if differs:
-            raise UserError(f"{self.dir} holds another run: {'; '.join(sorted(differs))}: choose another --run-dir")
+        if path.exists():
+            return read_config(self.dir)
+        if self._has_steps() or (self.dir / "metrics.jsonl").exists():
+            raise UserError(f"{self.dir} holds a run without config.json: choose another --run-dir")
+        atomic.write_json(path, self.config)
+        return self.config
+
+    def _has_steps(self) -> bool:
+        return (self.dir / "checkpoints").exists()
+
+    def take_over(self, origin: Path) -> None:
+        """Copies checkpoints and metrics of another run, unless this one has checkpoints: it then goes on from there.
+
+        Raises:
+          UserError: that run has no checkpoint, is running, or cannot be copied.
+        """
+        with sharding.all_or_none(f"copy {origin}"):
+            if not self.writes or self._has_steps():
+                return
+            if not list((origin / "checkpoints").glob("[0-9]*")):
+                raise UserError(f"{origin} has no checkpoint to go on from")
+            try:
+                with (origin / ".lock").open() as lock:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    shutil.rmtree(copy := self.dir / "checkpoints.part", ignore_errors=True)
+                    half_written = shutil.ignore_patterns("damaged-*", "*.orbax*")
+                    shutil.copytree(origin / "checkpoints", copy, ignore=half_written)
+                    atomic.write_bytes(self.dir / "metrics.jsonl", (origin / "metrics.jsonl").read_bytes())
+                    copy.rename(self.dir / "checkpoints")
+                    print(f"going on from {origin}: its checkpoints and metrics are copied")
+            except BlockingIOError as error:
+                raise UserError(f"{origin} is in use by another process: stop it, or wait for its end") from error
+            except (OSError, shutil.Error) as error:
+                raise UserError(f"cannot copy the checkpoints of {origin} to {self.dir}: {error}") from error
 
     def start(self, step: int) -> None:
         """Opens the metrics for the steps after ``step``; lines that a killed run wrote beyond it are dropped."""
@@ -138,6 +187,25 @@ class Run:
     def __exit__(self, *_: object) -> None:
         """Closes the files and releases the lock."""
         self._stack.close()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Settings and facts of the run in a folder.
+
+    Raises:
+      UserError: there is no run, or its config.json is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is not the folder of a run: it has no config.json") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it or choose another --run-dir") from error
+
+
+def _flat_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"facts": None, **{f"facts.{name}": value for name, value in config["facts"].items()}}
 
 
 def _read_metrics(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,10 +12,11 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from cnnjax import atomic, models, pretrained, tasks, weights
 from cnnjax.data import transforms
-from cnnjax.tasks.classify import unit
+from cnnjax.tasks import transfer
 from cnnjax.types import Array, PyTree, Task, UserError
 from cnnjax.weights.hub.labels import imagenet_classes
 
@@ -37,8 +38,7 @@ class Card:
     """Fields of the module around the base."""
     classes: tuple[str, ...]
     """Names of the classes; ImageNet's, which are not unique, have the WordNet ids before them."""
-    preprocess: Literal["unit", "tf", "torch", "caffe"]
-    """unit: pixels / 255; the others: see ``weights.preprocess``."""
+    preprocess: pretrained.Preprocess
     image_size: int
     """Height and width in pixels."""
     channels: int
@@ -48,6 +48,8 @@ class Card:
     resize: int
     """Pixels of the shorter side before the center is cut out, with crop."""
     resample: Literal["bilinear", "bicubic"]
+    origin: str | None = None
+    """Run that training went on from, and what was taken of it."""
 
     def transform(self) -> transforms.Geometric:
         """Transform of an example of any size to ``image_size`` square."""
@@ -57,7 +59,7 @@ class Card:
 
     def prepare(self, images: Array) -> Array:
         """uint8 [n, h, w, c] → what the model takes."""
-        return unit(images) if self.preprocess == "unit" else weights.preprocess(images, self.preprocess)
+        return pretrained.prepare(images, self.preprocess)
 
     def module(self, create: Callable[..., linen.Module] = models.create) -> linen.Module:
         """Network without weights; ``create`` makes its model from the name and the fields."""
@@ -99,13 +101,13 @@ def of_published(network: pretrained.Network, fit: pretrained.Resize) -> Served:
     return Served(published_card(network.entry, fit), network.model, network.variables)
 
 
-def published_card(entry: weights.Published, fit: pretrained.Resize) -> Card:
+def published_card(entry: pretrained.Entry, fit: pretrained.Resize) -> Card:
     """Card of a published network with its own head."""
     return card(entry, "classify", fit, [f"{wnid} {name}" for wnid, name in imagenet_classes()])
 
 
 def card(
-    entry: weights.Published,
+    entry: pretrained.Entry,
     task: str,
     fit: pretrained.Resize,
     classes: Sequence[str],
@@ -165,6 +167,37 @@ def load(folder: Path) -> Served:
     known = load_card(folder)
     model, shape = known.module(), (known.image_size, known.image_size, known.channels)
     return Served(known, model, weights.load(folder / WEIGHTS, model, image_size=shape))
+
+
+def load_variables(folder: Path, model: linen.Module, shape: tuple[int, int, int]) -> PyTree:
+    """Variables for ``model`` that a run has kept or, where it has not ended, those of its newest checkpoint.
+
+    Args:
+      shape: height, width and channels of the model's images.
+
+    Raises:
+      UserError: there are none, or they are damaged or of another model.
+    """
+    kept = folder / WEIGHTS
+    return weights.load(kept if kept.exists() else folder, model, image_size=shape)
+
+
+def base(folder: Path) -> pretrained.Network:
+    """Network that a run has trained, without its top, for transfer learning.
+
+    Raises:
+      UserError: the run has not ended, its files are damaged, or it does not take RGB images.
+    """
+    card, model, variables = load(folder)
+    if card.channels != 3:
+        raise UserError(f"the network of {folder} takes images with 1 channel: a base for photos takes 3")
+    if hasattr(model, "base"):
+        return pretrained.Network(card, model.base, transfer.base_variables(variables))
+    headless = model.clone(num_classes=None)
+    images = jnp.zeros((1, card.image_size, card.image_size, card.channels))
+    needed = traverse_util.flatten_dict(jax.eval_shape(headless.init, jax.random.key(0), images))
+    known = traverse_util.flatten_dict(variables)
+    return pretrained.Network(card, headless, traverse_util.unflatten_dict({place: known[place] for place in needed}))
 
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

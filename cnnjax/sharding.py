@@ -1,10 +1,16 @@
 """Data parallelism: a mesh of one axis, the rule that lays the state on it, and batches split over its devices."""
 
+import json
 import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnnjax.types import Array, Batch, PyTree, UserError
@@ -28,6 +34,56 @@ def start() -> None:
         raise UserError(f"a multi-process run needs {', '.join(names)}; not set: {', '.join(missing)}")
     address, count, index = (os.environ[name] for name in names)
     jax.distributed.initialize(address, int(count), int(index))
+
+
+@contextmanager
+def all_or_none(what: str) -> Iterator[None]:
+    """Makes the block fail in every process if it fails in one, so that none waits for another that gave up.
+
+    Args:
+      what: what a process cannot do where the block fails.
+    """
+    error = None
+    try:
+        yield
+    except Exception as raised:  # raised again below, when all processes know
+        error = raised
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(error is not None))
+        if failed.any() and error is None:
+            error = UserError(f"processes {np.flatnonzero(failed).tolist()} cannot {what}: see their errors")
+    if error is not None:
+        raise error
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same values, which JSON can write.
+
+    Raises:
+      UserError: they have not; the message names those that differ, in every process.
+    """
+    if jax.process_count() == 1:
+        return
+    sums = {name: _sum(value) for name, value in values.items()}
+    if len({*_gathered([_sum(sorted(sums))])[:, 0]}) > 1:
+        raise UserError("the processes of this run run different scripts: start the same command in each")
+    gathered = _gathered([sums[name] for name in sorted(sums)])
+    differ = [name for name, column in zip(sorted(sums), gathered.T, strict=True) if len({*column}) > 1]
+    if differ:
+        here = ", ".join(f"{name} is {values[name]!r}" for name in differ)
+        raise UserError(
+            f"the processes have different settings: in process {jax.process_index()} {here}: "
+            "start the same command in each"
+        )
+
+
+def _sum(value: Any) -> int:
+    return zlib.crc32(json.dumps(value).encode())
+
+
+def _gathered(sums: list[int]) -> np.ndarray:
+    """One row of sums for each process."""
+    return multihost_utils.process_allgather(np.array(sums, np.uint32)).reshape(jax.process_count(), -1)
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:

@@ -11,7 +11,7 @@ The figures to expect are in docs/results.md. Give ``--run-dir`` again to resume
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import tyro
@@ -27,7 +27,7 @@ from cnnjax.types import PyTree, Task, UserError
 class Config:
     """Data, model and training; where a data set has a recipe (see RECIPES), its values are the defaults."""
 
-    dataset: str = "digits"
+    dataset: Annotated[str, settings.LOCATES] = "digits"
     """digits, a tfds name (fashion_mnist, mnist, cifar10, …), or a folder with one sub-folder per class."""
     train_split: str | None = None
     """Split in tfds' syntax, e.g. train[:10%]; None: the usual one."""
@@ -125,6 +125,7 @@ def build(config: Config) -> Experiment:
         variables = jax.jit(model.init)(jax.random.key(config.loop.seed), classify.unit(image[None]))
     except ValueError as error:
         raise UserError(f"{config.model} cannot take the images of {config.dataset}: {error}") from error
+    variables = experiment.initial(config.loop, model, variables, image.shape)
     # LeNet-5's output layer is a distance, with a loss of its own (its eq. 9); the others give logits.
     loss = losses.rbf_map_loss if config.model == "lenet5" else classify.cross_entropy
     task = card.make_task(model, loss=classify.smoothed(loss, config.label_smoothing), eval_loss=loss)

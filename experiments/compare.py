@@ -39,7 +39,7 @@ class Config:
         "mobilenet_v2",
     )
     """Names of cnnjax.models.names()."""
-    dataset: str = "digits"
+    dataset: Annotated[str, settings.LOCATES] = "digits"
     """Data set as classify.py takes it."""
     image_size: settings.PositiveInt = 32
     """Height and width in pixels: the shorter side is resized to it, then the center is cut out."""

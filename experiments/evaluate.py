@@ -36,7 +36,7 @@ Names = Sequence[tuple[str, str]]
 class Config:
     """Labelled images, and the network to evaluate on them."""
 
-    dataset: tyro.conf.Positional[str] = ""
+    dataset: Annotated[tyro.conf.Positional[str], settings.LOCATES] = ""
     """Folder with one sub-folder per class, or a tfds name (imagenet2012, imagenet_v2, …). Classes are named by
     WordNet id for published networks."""
     data_dir: Annotated[Path | None, settings.MAY_DIFFER] = None

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import tyro
@@ -30,7 +30,7 @@ from cnnjax.types import PyTree, Task
 class Config:
     """Data, base and training."""
 
-    dataset: str = "tf_flowers"
+    dataset: Annotated[str, settings.LOCATES] = "tf_flowers"
     """Name of a tfds data set, or a folder with one sub-folder per class."""
     test_fraction: settings.Fraction = 0.10
     """Share of a folder's images, drawn from each class; tf_flowers is cut as in the chapter: 10 % test, 15 % valid."""
@@ -73,8 +73,8 @@ class Config:
 
 def resolve(config: Config) -> Config:
     """Checks the settings at once, and makes ``--smoke`` small."""
-    config = experiment.resolve(config, f"{Path(config.dataset).name}-{config.base.weights}")
-    rates = transfer.learning_rates(pretrained.published(config.base.weights).model)
+    config = experiment.resolve(config, f"{Path(config.dataset).name}-{config.base.name}")
+    rates = transfer.learning_rates(config.base.entry().model)
     phases = transfer.with_learning_rates(settings.used(config.phases), *rates)
     config = settings.change(config, phases=phases, keep="best" if config.patience else config.loop.keep)
     return experiment.smoke(config, batch_size=16) if config.output.smoke else config
@@ -110,6 +110,8 @@ def build(config: Config) -> Experiment:
     network = config.base.tuned(network, per_epoch)
     model = transfer.Transfer(network.model, len(classes), config.dropout)
     variables = transfer.variables(model, network.variables, jax.random.key(config.loop.seed))
+    variables = experiment.initial(config.loop, model, variables, network.model.image_shape)
+    network = network._replace(variables=transfer.base_variables(variables))  # features are those of this base
     stages = transfer.stages(network.model)
     weights = classify.balanced(sources.labels(splits.train), len(classes)) if config.class_weights else None
     loss = classify.weighted(classify.smoothed(classify.cross_entropy, config.label_smoothing), weights)
@@ -189,7 +191,7 @@ def main(config: Config) -> dict[str, float]:
         experiment.finish(run, summary, served, classify.pictures(test, sums, rows, variables["params"]))
         facts = {
             "data": f"{config.dataset}, {len(built.splits.train):,} training photos",
-            "base, training": f"{config.base.weights}, {seconds:.0f} s",
+            "base, training": f"{config.base.name}, {seconds:.0f} s",
             "validation accuracy": f"{summary['valid/accuracy']:.2%} of {len(built.splits.valid):,} photos",
             "test accuracy": f"{summary['test/accuracy']:.2%} of {len(test):,} photos",
         }

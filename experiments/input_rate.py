@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import classify
 import jax
@@ -23,7 +24,7 @@ from cnnjax import cli, experiment, report, settings, sharding, train
 class Config:
     """Data, model and number of measurements."""
 
-    dataset: str = "digits"
+    dataset: Annotated[str, settings.LOCATES] = "digits"
     """Data set as classify.py takes it."""
     model: str | None = None
     """Name of cnnjax.models.names(); None: as in classify.py."""

@@ -11,7 +11,7 @@ base's size; augmentation moves the boxes with the pixels. The test split is eva
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import tyro
@@ -26,7 +26,7 @@ from cnnjax.types import PyTree, Task
 class Config:
     """Data, base and training."""
 
-    dataset: Path = Path("animals")
+    dataset: Annotated[Path, settings.LOCATES] = Path("animals")
     """Pascal VOC folder, COCO JSON file or VIA file; its own splits train, val and test are used where it has them."""
     test_fraction: settings.Fraction = 0.2
     """Share of the images, drawn from each class, where the data set has no split test."""
@@ -94,6 +94,7 @@ def build(config: Config) -> Experiment:
     network = config.base.tuned(network, per_epoch)
     model = localize.Localizer(network.model, len(classes), config.box_features)
     variables = transfer.variables(model, network.variables, jax.random.key(config.loop.seed))
+    variables = experiment.initial(config.loop, model, variables, network.model.image_shape)
     loss = {"box_loss": config.box_loss, "weights": (config.class_weight, 1 - config.class_weight)}
     task = localize.task(model, network.prepare, classes, **loss)
     op = config.augmentation.op(network.entry.image_size, fill=0.5)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import flowers
 import jax
@@ -26,7 +27,7 @@ from cnnjax.types import UserError
 class Config:
     """Data, base and number of measurements."""
 
-    dataset: str = "tf_flowers"
+    dataset: Annotated[str, settings.LOCATES] = "tf_flowers"
     """Data set as flowers.py takes it."""
     batch_size: settings.PositiveInt = 32
     """Images per step."""
@@ -55,7 +56,7 @@ def resolve(config: Config) -> tuple[Config, flowers.Config]:
         settings.Phase("frozen", 1, learning_rate=0.02, train_from="head"),
         settings.Phase("fine-tune", 1, learning_rate=0.004),
     )
-    config = experiment.resolve(config, f"transfer-cost-{config.base.weights}")
+    config = experiment.resolve(config, f"transfer-cost-{config.base.name}")
     shared = {**vars(config.base), **vars(config.reading), **vars(config.output)}
     run = flowers.Config(dataset=config.dataset, batch_size=config.batch_size, phases=phases)
     return config, flowers.resolve(settings.change(run, flip=True, **shared))
@@ -78,7 +79,7 @@ def main(config: Config) -> dict[str, float]:
         {"": "an epoch of the head on features", "seconds": f"{summary['epoch/features']:.3f}"},
     ]
     count = f"batch {run_config.batch_size}, {len(built.splits.train):,} photos"
-    report.table(f"{run_config.base.weights}, {count}: ratio {summary['ratio']:.2f}", rows)
+    report.table(f"{run_config.base.name}, {count}: ratio {summary['ratio']:.2f}", rows)
     return summary
 
 

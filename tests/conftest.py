@@ -3,6 +3,7 @@
 import os
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +69,24 @@ def rectangles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Meshes of one device for tests that do not depend on their number: eight on two cores wait for each other."""
+def _on_one_device(patch: pytest.MonkeyPatch) -> None:
     import jax
 
     from cnnjax import sharding
 
     make = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: make(devices or jax.devices()[:1]))
+    patch.setattr(sharding, "make_mesh", lambda devices=None: make(devices or jax.devices()[:1]))
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meshes of one device for tests that do not depend on their number: eight on two cores wait for each other."""
+    _on_one_device(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def one_device_in_module() -> Iterator[None]:
+    """Meshes of one device for all tests and fixtures of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        _on_one_device(patch)
+        yield

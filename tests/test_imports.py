@@ -30,7 +30,7 @@ ALLOWED = {
     "weights": BASE | {"ops", "nn"},
     "sharding": BASE,
     "compiler": BASE,
-    "checkpoint": BASE,
+    "checkpoint": BASE | {"sharding"},
     "train": BASE | TOOLS | {"ops", "nn"},
     "fit": BASE | TOOLS | LOOP,
     "summary": BASE | TOOLS | {"ops", "nn"},

@@ -32,9 +32,79 @@ def test_another_configuration_is_refused_naming_each_difference(tmp_path):
         pass
     with report.Run(tmp_path, {**CONFIG, "threads": 1}, {"train": 10}, may_differ=("threads",)):
         pass
-    with pytest.raises(UserError, match=r"facts was .*10.* and is .*11.*; rate was 0.1 and is 0.2"):
+    with pytest.raises(UserError, match=r"rate was 0.1 and is 0.2; train was 10 and is 11: choose"):
         report.Run(tmp_path, {**CONFIG, "rate": 0.2}, {"train": 11})
     assert json.loads((tmp_path / "config.json").read_text())["rate"] == 0.1
+
+
+def test_data_may_lie_elsewhere_if_it_is_the_same(tmp_path):
+    def opened(dataset, fingerprint):
+        facts = {"data": fingerprint}
+        with report.Run(tmp_path, {**CONFIG, "dataset": dataset}, facts, located=("dataset",)):
+            pass
+
+    opened("photos", "1a")
+    opened("/mnt/photos/", "1a")
+    with pytest.raises(UserError, match="dataset was 'photos' and is '/mnt/photos/'; its images or labels were others"):
+        opened("/mnt/photos/", "2b")
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "dataset": "a", "facts": {}}))
+    opened("a", "1a")  # a folder of a version that knew no fingerprints
+    with pytest.raises(UserError, match="dataset was 'a' and is 'b'"):
+        opened("b", "1a")
+
+
+def test_settings_that_an_older_version_lacked_have_their_defaults(tmp_path):
+    with report.Run(tmp_path, CONFIG, {}):
+        pass
+    with report.Run(tmp_path, {**CONFIG, "keep": "best"}, {}, defaults={"keep": "best"}):
+        pass
+    with pytest.raises(UserError, match="keep was 'best' and is 'last'"):
+        report.Run(tmp_path, {**CONFIG, "keep": "last"}, {}, defaults={"keep": "best"})
+
+
+def finished(folder):
+    """Folder of a run with a checkpoint and metrics."""
+    with report.Run(folder, CONFIG, {}) as run:
+        run.start(0)
+        run.log(1, {"train/loss": 0.5})
+        (folder / "checkpoints" / "1").mkdir(parents=True)
+        (folder / "checkpoints" / "1" / "array").write_text("1")
+        (folder / "checkpoints" / "damaged-2").mkdir()
+    return folder
+
+
+def content(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_another_run_is_taken_over_once_and_left_as_it_is(tmp_path):
+    origin = finished(tmp_path / "origin")
+    before = content(origin)
+    with report.Run(tmp_path / "new", CONFIG, {}) as run:
+        (run.dir / "checkpoints.part").mkdir()  # of a copy that was broken off
+        run.take_over(origin)
+        assert [each["train/loss"] for each in run.records()] == [0.5]
+        assert [path.name for path in (run.dir / "checkpoints").iterdir()] == ["1"]
+        (run.dir / "checkpoints" / "1" / "array").write_text("2")
+        run.take_over(origin)
+        assert (run.dir / "checkpoints" / "1" / "array").read_text() == "2"
+    assert content(origin) == before
+
+
+def test_a_run_that_is_running_or_without_steps_is_not_taken_over(tmp_path):
+    origin = finished(tmp_path / "origin")
+    with report.Run(tmp_path / "new", CONFIG, {}) as new:
+        with (
+            report.Run(origin, CONFIG, {}),
+            pytest.raises(UserError, match="origin is in use by another process"),
+        ):
+            new.take_over(origin)
+        with report.Run(tmp_path / "empty", CONFIG, {}) as empty:
+            pass
+        with pytest.raises(UserError, match="empty has no checkpoint to go on from"):
+            new.take_over(empty.dir)
+    with pytest.raises(UserError, match="choose another --run-dir, or go on from it in a new one by --continue-from"):
+        report.Run(origin, {**CONFIG, "rate": 0.2}, {})
 
 
 def test_one_process_at_a_time(tmp_path):

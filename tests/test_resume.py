@@ -110,14 +110,15 @@ def test_run_in_use_is_refused(tmp_path):
     first.wait()
 
 
-def start_two(folder, port, *flags):
-    """Starts two processes of four devices each, over loopback."""
+def start_two(folder, port, *flags, second=()):
+    """Starts two processes of four devices each, over loopback; ``second`` are more flags for the second."""
     environment = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
     }
-    return [kills.start(folder, *flags, **environment, JAX_PROCESS_ID=str(index)) for index in range(2)]
+    each = (flags, (*flags, *second))
+    return [kills.start(folder, *each[index], **environment, JAX_PROCESS_ID=str(index)) for index in range(2)]
 
 
 def test_two_processes_are_one(tmp_path, unused_tcp_port):
@@ -130,6 +131,14 @@ def test_two_processes_are_one(tmp_path, unused_tcp_port):
     largest = max(jax.tree.leaves(jax.tree.map(lambda a, b: abs(a - b).max(initial=0), one, two)))
     assert largest <= 1e-5
     assert steps(tmp_path / "one") == steps(tmp_path / "two")
+
+
+def test_processes_with_other_settings_are_refused_at_start(tmp_path, unused_tcp_port):
+    processes = start_two(tmp_path / "two", unused_tcp_port, "--smoke", second=("--seed", "1", "--threads", "2"))
+    assert [process.wait(timeout=300) for process in processes] == [2, 2]
+    log = (tmp_path / "two.log").read_text()
+    assert all(f"different settings: in process {index} seed is {index}: start" in log for index in range(2))
+    assert not (tmp_path / "two").exists()
 
 
 @pytest.mark.exhaustive

@@ -48,7 +48,7 @@ def test_flags_are_flat_and_so_is_what_json_says():
         "flip": False,
     }
     assert content["phases"][1]["learning_rate"] == 0.5
-    assert settings.may_differ(config) == ("zoom_out", "run_dir")
+    assert settings.noted(config, settings.MAY_DIFFER) == ("zoom_out", "run_dir")
     with pytest.raises(TypeError, match="has no shft"):
         settings.change(config, shft=1)
 

@@ -5,9 +5,11 @@ A script's ``Config`` is a frozen dataclass whose fields are its own flags and t
     reading: tyro.conf.OmitArgPrefixes[settings.Reading] = settings.Reading()
 
 Flags are flat (``--threads 4``), and so are config.json and ``change(config, threads=4)``. A field annotated
-with ``MAY_DIFFER`` may have another value when a run is resumed: no result depends on it.
+with ``MAY_DIFFER`` may have another value when a run is resumed: no result depends on it; one annotated with
+``LOCATES`` may, if it leads to the same data.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +23,7 @@ from cnnjax import fit, optim, pretrained, serving
 from cnnjax.data import augment, mixing, pipeline
 from cnnjax.data.sources import Source
 from cnnjax.settings.fields import (
+    LOCATES,
     MAY_DIFFER,
     Bytes,
     Fraction,
@@ -33,13 +36,16 @@ from cnnjax.settings.fields import (
     Threads,
     change,
     check,
+    expanded,
     flat,
-    may_differ,
+    noted,
 )
 from cnnjax.tasks import transfer
 from cnnjax.types import Batch, Key, Schedule, UserError
+from cnnjax.weights import published
 
 __all__ = [
+    "LOCATES",
     "MAY_DIFFER",
     "Augmentation",
     "Base",
@@ -60,8 +66,9 @@ __all__ = [
     "Share",
     "change",
     "check",
+    "expanded",
     "flat",
-    "may_differ",
+    "noted",
     "used",
 ]
 
@@ -91,6 +98,10 @@ class Loop:
     """Steps between checkpoints within an epoch; there is always one after each epoch."""
     keep: Literal["best", "last"] = "last"
     """Weights that are tested and kept: of the epoch with the best validation figure, or of the last one."""
+    continue_from: Path | None = None
+    """Run that a new one goes on from, stopped or finished, with more epochs, another rate or schedule."""
+    continue_with: Literal["all", "weights"] = "all"
+    """all: from that run's last step, with its optimizer and metrics; weights: from step 0, with its network."""
     tune_malloc: Annotated[bool, MAY_DIFFER] = False
     """Keep freed memory in the process (glibc only): steps on CPUs are faster, memory stays at its peak."""
 
@@ -122,17 +133,42 @@ class Reading:
 
 @dataclass(frozen=True)
 class Base:
-    """Published network that transfer learning starts from."""
+    """Network that transfer learning starts from: a published one, or one that a run has trained."""
 
     weights: str
-    """Tag of cnnjax.weights.published(): the base, its weights, and how its images are prepared."""
+    """Tag of cnnjax.weights.published(): the base, its weights, and how its images are prepared. Or the folder of a
+    finished run, whose network is taken without its top."""
     file: Annotated[Path | None, MAY_DIFFER] = None
     """File with these weights; None: the cache, else they are downloaded."""
     norm_momentum: Fraction | None = None
     """Momentum of BatchNorm's running statistics; None: the publisher's or, where an epoch has few steps, less."""
 
+    @property
+    def run(self) -> Path | None:
+        """Folder of the run that ``weights`` names, if it does."""
+        folder = Path(self.weights).expanduser()
+        return folder if self.weights not in published() and (folder.is_dir() or os.sep in self.weights) else None
+
+    @property
+    def name(self) -> str:
+        """Tag of the weights, or name of the run."""
+        return self.run.resolve().name if self.run else self.weights
+
+    def entry(self) -> pretrained.Entry:
+        """Facts about the network.
+
+        Raises:
+          UserError: no such network, or a run with ``file``.
+        """
+        if self.run and self.file:
+            raise UserError(f"--weights {self.weights} is a run, which has its weights: leave out --file")
+        return serving.load_card(self.run) if self.run else pretrained.published(self.weights)
+
     def network(self, *, random: bool = False) -> pretrained.Network:
         """Network without its top; ``random`` takes fresh weights."""
+        self.entry()
+        if self.run:
+            return serving.base(self.run)
         return pretrained.network(self.weights, self.file, random=random, num_classes=None)
 
     def tuned(self, network: pretrained.Network, per_epoch: int) -> pretrained.Network:
@@ -176,7 +212,7 @@ class Network:
         if self.run and (random or self.file or self.resize):
             raise UserError("--run has a network and its way of resizing: leave out --file, --resize and --smoke")
         if self.run:
-            return serving.load_card(self.run.expanduser())
+            return serving.load_card(self.run)
         return serving.published_card(pretrained.published(self.weights), self.resize or "crop")
 
     def load(self, *, random: bool = False) -> serving.Served:
@@ -190,7 +226,7 @@ class Network:
         """
         self.card(random=random)
         if self.run:
-            return serving.load(self.run.expanduser())
+            return serving.load(self.run)
         network = pretrained.network(self.weights, self.file, random=random)
         return serving.of_published(network, self.resize or "crop")
 

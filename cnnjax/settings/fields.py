@@ -1,4 +1,4 @@
-"""Mechanics of settings: ranges in types, flat names across groups, what may differ on resume."""
+"""Mechanics of settings: ranges in types, flat names across groups, notes on what may differ on resume."""
 
 import dataclasses
 import json
@@ -6,12 +6,14 @@ import math
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from cnnjax.types import UserError
 
 T = TypeVar("T", bound=Any)
 MAY_DIFFER = "may differ on resume"
+LOCATES = "says where the data lies: may differ on resume if the data is the same"
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,15 @@ def flat(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(fields, default=lambda x: vars(x) if dataclasses.is_dataclass(x) else str(x)))
 
 
-def may_differ(config: Any) -> tuple[str, ...]:
-    """Names of the fields that may have another value when a run is resumed."""
-    return tuple(name for name, _, annotated in _fields(config) if MAY_DIFFER in _notes(annotated))
+def noted(config: Any, note: str) -> tuple[str, ...]:
+    """Names of the fields whose type has a note, such as ``MAY_DIFFER``."""
+    return tuple(name for name, _, annotated in _fields(config) if note in _notes(annotated))
+
+
+def expanded(config: T) -> T:
+    """Copy of ``config`` in which ``~`` at the start of a path is the user's folder; shells leave ``--flag=~/x``."""
+    paths = {name: value.expanduser() for name, value, _ in _fields(config) if isinstance(value, Path)}
+    return change(config, **paths)
 
 
 def change(config: T, **values: Any) -> T:

@@ -154,6 +154,11 @@ def with_learning_rates(settings: Sequence[Any], head: float, whole: float) -> t
     return tuple(dataclasses.replace(each, learning_rate=rate) for each, rate in zip(settings, rates, strict=True))
 
 
+def base_variables(variables: PyTree) -> PyTree:
+    """Variables of the base, from those of a network around it."""
+    return {collection: tree["base"] for collection, tree in variables.items() if "base" in tree}
+
+
 def variables(model: linen.Module, base: PyTree, key: Key) -> PyTree:
     """Variables of a network around a base: the base's own, and new layers drawn from ``key``.
 

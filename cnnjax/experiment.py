@@ -149,7 +149,7 @@ def opened(config: Any, facts: Mapping[str, Any] | Splits) -> Iterator[report.Ru
         facts = {**counts, "classes": list(facts.train.classes), "data": data}
     flat = settings.flat(config)
     free, located = (settings.noted(config, note) for note in (settings.MAY_DIFFER, settings.LOCATES))
-    defaults = settings.flat(type(config)())
+    defaults = settings.defaults(config)
     with report.Run(config.output.run_dir, flat, facts, may_differ=free, located=located, defaults=defaults) as run:
         if flat.get("continue_from") and flat["continue_with"] == "all":
             run.take_over(Path(flat["continue_from"]))

@@ -1,17 +1,18 @@
-"""Top-1 and top-5 accuracy of a network on labelled images, the classes that it confuses, and its worst mistakes.
+"""Scores of a network on labelled images: top-1 and top-5 accuracy, the classes that it confuses, its worst mistakes.
 
     python experiments/evaluate.py imagenet/val --weights resnet50.torchvision    # folders named by WordNet id
     python experiments/evaluate.py imagenet2012 --split validation --data-dir tfds
     python experiments/evaluate.py photos --run runs/flowers                      # folders named as the run's classes
+    python experiments/evaluate.py boxes --run runs/localize                      # annotations, as localize.py takes
     python experiments/evaluate.py --smoke                                        # random weights, two photos
 
 A folder may have only some of the network's classes; all of them compete. The run folder gets summary.json (``top1``
 and ``top5`` are shares of 1, of ``count`` images), confusion.csv, worst.png and unreadable.json. To expect: the
-percentages of ``cnnjax.weights.published()``, on ImageNet's 50,000 validation images.
+percentages of ``cnnjax.weights.published()``, on ImageNet's 50,000 validation images. A run of localize.py gets the
+figures of its task, and boxes.png.
 """
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ import numpy as np
 import tyro
 from sklearn.datasets import load_sample_images
 
-from cnnjax import atomic, cli, experiment, plot, report, serving, settings, tasks, weights
-from cnnjax.data import catalog, sources
+from cnnjax import atomic, cli, experiment, plot, report, serving, settings, sharding, tasks, weights
+from cnnjax.data import annotations, catalog, fingerprint, sources
 from cnnjax.data.formats import folders, tfds
+from cnnjax.metrics import classification
 from cnnjax.tasks import classify
 from cnnjax.types import Batch, PyTree, Rows, Sums, UserError
 
@@ -38,11 +40,11 @@ class Config:
 
     dataset: Annotated[tyro.conf.Positional[str], settings.LOCATES] = ""
     """Folder with one sub-folder per class, or a tfds name (imagenet2012, imagenet_v2, …). Classes are named by
-    WordNet id for published networks."""
+    WordNet id for published networks. For a run with boxes: annotations, as the run took them."""
     data_dir: Annotated[Path | None, settings.MAY_DIFFER] = None
     """Folder of tfds data sets; default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    split: str = "validation"
-    """Split in tfds' syntax, for tfds data sets."""
+    split: str | None = None
+    """Split in tfds' syntax, for tfds data sets (None: validation), or of annotations (None: all)."""
     batch_size: settings.PositiveInt = 64
     """Images per batch, over all devices."""
 
@@ -73,7 +75,7 @@ def load_data(config: Config, names: Names, channels: int) -> sources.Source:
     if catalog.is_folder(config.dataset):
         source: Any = folders.Folder.open(Path(config.dataset).expanduser(), channels)
     else:
-        source = tfds.tfds_split(config.dataset, config.split, tfds.tfds_directory(config.data_dir))
+        source = tfds.tfds_split(config.dataset, config.split or "validation", tfds.tfds_directory(config.data_dir))
     source = sources.Relabelled(source, places(source.classes, names, config.dataset), keys)
     return sources.Subset(source, np.arange(min(len(source), SMOKE_EXAMPLES))) if config.output.smoke else source
 
@@ -113,31 +115,10 @@ def evaluate(served: serving.Served, source: sources.Lenient, batch_size: int) -
     return rows
 
 
-def figures(rows: dict[str, np.ndarray], unreadable: int) -> dict[str, float | int]:
-    """Exact counts over the readable images, and their shares."""
-    count, rank = len(rows["rank"]), rows["rank"]
-    correct, correct5 = int((rank < 1).sum()), int((rank < 5).sum())
-    return {
-        "top1": correct / count,
-        "top5": correct5 / count,
-        "count": count,
-        "top1_correct": correct,
-        "top5_correct": correct5,
-        "loss": float(rows["loss"].mean(dtype=np.float64)),
-        "unreadable": unreadable,
-    }
-
-
-def confusion(rows: dict[str, np.ndarray]) -> list[tuple[int, int, int]]:
-    """(true class, predicted class, number of images), the most images first."""
-    cells = Counter(zip(rows["label"].tolist(), rows["predicted"].tolist(), strict=True))
-    return sorted(((true, predicted, n) for (true, predicted), n in cells.items()), key=lambda row: (-row[2], *row))
-
-
 def write(folder: Path, names: Names, rows: dict[str, np.ndarray], errors: Sequence[str]) -> None:
     """Writes confusion.csv and unreadable.json."""
     header = ("true", "true_name", "predicted", "predicted_name", "images")
-    cells = [(*names[true], *names[predicted], n) for true, predicted, n in confusion(rows)]
+    cells = [(*names[true], *names[predicted], n) for true, predicted, n in classification.confused(rows)]
     atomic.write_csv(folder / "confusion.csv", header, cells)
     atomic.write_json(folder / "unreadable.json", list(errors))
 
@@ -160,7 +141,7 @@ def show(
     """Prints the tables, and on stderr the images that could not be read."""
     if jax.process_index():
         return
-    pairs = [row for row in confusion(rows) if row[0] != row[1]][:MOST_SHOWN]
+    pairs = [row for row in classification.confused(rows) if row[0] != row[1]][:MOST_SHOWN]
     report.table("most confused", [{"is": names[t][1], "taken for": names[p][1], "images": n} for t, p, n in pairs])
     entry = None if config.network.run else weights.published()[config.network.weights]
     scores = [
@@ -178,23 +159,41 @@ def show(
         print(f"left out: {error}", file=sys.stderr)
 
 
+def evaluate_boxes(config: Config, card: serving.Card) -> dict[str, Any]:
+    """Evaluates a run whose task is about boxes on annotated images, and writes the report; returns the summary."""
+    found = annotations.open(Path(config.dataset), config.split, classes=card.classes)
+    objects = tasks.named(card.task).OBJECTS
+    data = annotations.AnnotatedImages(annotations.with_object_count(found, objects))
+    source, served = sources.Mapped(data, card.transform()), config.network.load()
+    mesh = experiment.mesh(config.batch_size)
+    with experiment.opened(config, {"images": len(source), "data": fingerprint.of_source(source)}) as run:
+        score = experiment.scorer(served.task, mesh, config.batch_size)
+        outcome = score(sharding.place(served.variables, mesh), source, "")
+        summary = {name.removeprefix("/"): x for name, x in outcome.figures.items()}
+        summary |= {"count": len(source), "faults": len(found.faults)}
+        run.finish(summary)
+        experiment.draw(run, {"boxes.png": lambda: experiment.examples(served, source)})
+        experiment.conclude(run, {name: f"{x:.4g}" for name, x in summary.items()})
+    return summary
+
+
 def main(config: Config) -> dict[str, Any]:
     """Evaluates, prints the tables, writes the report; returns the summary."""
     config = resolve(config)
     card = config.network.card(random=config.output.smoke)
     if tasks.named(card.task).task is not classify.task:
-        raise UserError(f"{config.network.title} does not classify ({card.task}): see the summary.json of its run")
+        return evaluate_boxes(config, card)
     names = [classify.named(each) for each in card.classes]
     data = sources.Mapped(load_data(config, names, card.channels), card.transform())
     blank = {"image": np.zeros((card.image_size, card.image_size, card.channels), np.uint8), "label": np.int32(0)}
     source = sources.Lenient(data, blank)
     served = config.network.load(random=config.output.smoke)
-    with experiment.opened(config, {"images": len(source)}) as run:
+    with experiment.opened(config, {"images": len(source), "data": fingerprint.of_source(source)}) as run:
         rows = evaluate(served, source, config.batch_size)
         readable = rows.pop("readable")
         errors = source.errors(readable)
         rows = {name: x[readable] for name, x in rows.items()}
-        summary = figures(rows, len(errors))
+        summary = {**classification.top_figures(rows), "unreadable": len(errors)}
         if run.writes:
             write(run.dir, names, rows, errors)
         run.finish(summary)

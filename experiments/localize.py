@@ -81,7 +81,7 @@ class Experiment(NamedTuple):
 
 def load_data(config: Config, size: int) -> catalog.Splits:
     """Splits of images with one object, squeezed to ``size``; prints the number of images and of faults in labels."""
-    splits = catalog.load_annotated(config.dataset, config.test_fraction, config.valid_fraction, objects=1)
+    splits = catalog.load_annotated(config.dataset, config.test_fraction, config.valid_fraction, localize.OBJECTS)
     return experiment.load(splits, config.reading, transforms.squeeze(size), smoke=config.output.smoke)
 
 

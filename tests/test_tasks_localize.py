@@ -4,6 +4,7 @@ import json
 import shutil
 from typing import ClassVar
 
+import evaluate
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ import pytest
 from PIL import Image
 
 from cnnjax import models, serving, settings
+from cnnjax.data import annotations, sources
+from cnnjax.ops import boxes
 from cnnjax.tasks import localize
 from cnnjax.types import UserError
 
@@ -126,6 +129,16 @@ def test_a_run_leaves_every_figure_and_goes_on(rectangles, tmp_path):
     (box,) = served.predict(served.variables, image[None])["boxes"]
     np.testing.assert_allclose(entry["box"], box / 128 * np.array([80, 60, 80, 60]), atol=0.06)  # pixels of the file
     assert {p["name"] for p in entry["predictions"]} == {"red", "blue"}
+
+    scored = evaluate.main(
+        settings.change(evaluate.Config(), dataset=str(rectangles), run=tmp_path / "run", run_dir=tmp_path / "scored")
+    )
+    data = sources.Mapped(annotations.AnnotatedImages(annotations.open(rectangles)), served.card.transform())
+    examples = sources.in_memory(data).fields
+    overlap = boxes.iou_paired(served.predict(served.variables, examples["image"])["boxes"], examples["boxes"][:, 0])
+    assert scored["iou"] == pytest.approx(float(overlap.mean()), abs=1e-4)
+    assert (scored["count"], scored["faults"]) == (60, 0)
+    assert {"boxes.png", "summary.json"} <= {p.name for p in (tmp_path / "scored").iterdir()}
 
 
 def test_data_are_cut_reproducibly_and_boxes_follow_the_squeeze(rectangles):

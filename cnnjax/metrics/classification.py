@@ -1,5 +1,6 @@
 """Metrics of classification: masked sums over examples, divided last, so that the batch size does not matter."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -119,3 +120,27 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> li
 def calibration_error(bins: Sequence[Bin]) -> float:
     """Expected calibration error: the mean of |accuracy − confidence| over predictions (Guo et al. 2017, eq. 3)."""
     return sum(b.size * abs(b.accuracy - b.confidence) for b in bins) / sum(b.size for b in bins)
+
+
+def top_figures(rows: Mapping[str, np.ndarray]) -> dict[str, float | int]:
+    """Exact counts of images that are right at first, and in the first five places, their shares, and the mean loss.
+
+    Args:
+      rows: ``rank`` of the true class, 0 the first, and ``loss``, of every image.
+    """
+    count, rank = len(rows["rank"]), rows["rank"]
+    correct, correct5 = int((rank < 1).sum()), int((rank < 5).sum())
+    return {
+        "top1": correct / count,
+        "top5": correct5 / count,
+        "count": count,
+        "top1_correct": correct,
+        "top5_correct": correct5,
+        "loss": float(rows["loss"].mean(dtype=np.float64)),
+    }
+
+
+def confused(rows: Mapping[str, np.ndarray]) -> list[tuple[int, int, int]]:
+    """(true class, predicted class, number of images) of rows ``label``, ``predicted``, the most images first."""
+    cells = Counter(zip(rows["label"].tolist(), rows["predicted"].tolist(), strict=True))
+    return sorted(((true, predicted, n) for (true, predicted), n in cells.items()), key=lambda row: (-row[2], *row))

@@ -96,6 +96,12 @@ def noted(config: Any, note: str) -> tuple[str, ...]:
     return tuple(name for name, _, annotated in _fields(config) if note in _notes(annotated))
 
 
+def defaults(config: Any) -> dict[str, Any]:
+    """Values as of ``flat``, each the default where its field has one."""
+    own = {each.name: each.default for each in dataclasses.fields(config) if each.default is not dataclasses.MISSING}
+    return flat(dataclasses.replace(config, **own))
+
+
 def expanded(config: T) -> T:
     """Copy of ``config`` in which ``~`` at the start of a path is the user's folder; shells leave ``--flag=~/x``."""
     paths = {name: value.expanduser() for name, value, _ in _fields(config) if isinstance(value, Path)}

@@ -20,6 +20,7 @@ from cnnjax.tasks import Prepare
 from cnnjax.tasks.classify import cross_entropy, top
 from cnnjax.types import Array, Batch, Example, Key, Picture, Prediction, PyTree, Rows, Sums, Task
 
+OBJECTS = 1  # boxes in each image
 BoxLoss = Literal["mse", "smooth_l1", "giou"]
 
 

@@ -19,8 +19,8 @@ def main(
 ) -> None:
     """Reads the flags, joins a multi-process run if there is one, calls ``run(config)``.
 
-    A ``UserError`` becomes one line on stderr and exit status 2. Compiled programs are kept for the next
-    run, see ``compiler.enable_cache``.
+    A ``UserError``, or an error of the system, becomes one line on stderr and exit status 2. Compiled programs are
+    kept for the next run, see ``compiler.enable_cache``.
 
     Args:
       run: a script's main function.
@@ -39,6 +39,14 @@ def main(
             settings = tyro.cli(config, default=recipe(settings))
         sharding.start()
         run(settings)
-    except (UserError, OSError) as error:
-        print(f"error: {text.message(str(error))}", file=sys.stderr)
-        sys.exit(2)
+    except UserError as error:
+        _end(str(error))
+    except OSError as error:
+        _end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except MemoryError:
+        _end("out of memory: smaller images (--image-size), batches or --in-memory-bytes need less")
+
+
+def _end(message: str) -> None:
+    print(f"error: {text.message(message)}", file=sys.stderr)
+    sys.exit(2)

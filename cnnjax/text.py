@@ -18,13 +18,13 @@ def printable(text: str) -> str:
     return "\n".join(map(one_line, text.splitlines()))
 
 
-def message(text: str, most: int = 1000) -> str:
+def message(text: str) -> str:
     """Error message: only lines that the message itself begins, by two spaces, stay lines.
 
-    Args:
-      most: characters that each line keeps; a longer one loses its middle.
+    Words of more than 200 characters, and lines of more than 1,000, lose their middle.
     """
-    return "\n".join(_shortened(one_line(line), most) for line in re.split(r"\n(?= {2})", text))
+    lines = map(one_line, re.split(r"\n(?= {2})", text))
+    return "\n".join(_shortened(re.sub(r"\S{201,}", lambda word: _shortened(word[0], 200), x), 1000) for x in lines)
 
 
 def shell(path: str | os.PathLike) -> str:

@@ -37,7 +37,7 @@ class Config:
     """Split that is evaluated once, at the end."""
     channels: Literal[1, 3] = 3
     """Channels of the images of a folder after conversion."""
-    image_size: settings.PositiveInt | None = None
+    image_size: settings.Pixels | None = None
     """Height and width in pixels: the shorter side is resized to it, then the center is cut out. None: as they are."""
 
     model: str = "fashion_cnn"

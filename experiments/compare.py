@@ -41,7 +41,7 @@ class Config:
     """Names of cnnjax.models.names()."""
     dataset: Annotated[str, settings.LOCATES] = "digits"
     """Data set as classify.py takes it."""
-    image_size: settings.PositiveInt = 32
+    image_size: settings.Pixels = 32
     """Height and width in pixels: the shorter side is resized to it, then the center is cut out."""
     epochs: settings.PositiveInt = 20
     """Passes over the training split, for each network."""

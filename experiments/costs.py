@@ -30,7 +30,7 @@ class Config:
 
     models: tuple[str, ...] = ()
     """Names of networks; empty: all."""
-    image_size: settings.PositiveInt | None = None
+    image_size: settings.Pixels | None = None
     """Side of the square images in pixels; None: the size in each network's paper."""
     batch: settings.PositiveInt = 1
     """Images per batch."""

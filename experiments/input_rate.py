@@ -30,7 +30,7 @@ class Config:
     """Name of cnnjax.models.names(); None: as in classify.py."""
     batch_size: settings.PositiveInt | None = None
     """Images per step; None: as in classify.py."""
-    image_size: settings.PositiveInt | None = None
+    image_size: settings.Pixels | None = None
     """Height and width in pixels, see classify.py; None: as in classify.py."""
     streamed: bool = False
     """Read, decode and prefetch every image again each time, as for data sets that do not fit in memory."""

@@ -29,11 +29,13 @@ from cnnjax.settings.fields import (
     Fraction,
     NonNegative,
     NonNegativeInt,
+    Pixels,
     Positive,
     PositiveInt,
     Range,
     Share,
     Threads,
+    Workers,
     change,
     check,
     defaults,
@@ -60,6 +62,7 @@ __all__ = [
     "Optimization",
     "Output",
     "Phase",
+    "Pixels",
     "Positive",
     "PositiveInt",
     "Range",
@@ -122,7 +125,7 @@ class Reading:
     """Splits up to this size are decoded once, into arrays; larger ones are read as they are needed."""
     threads: Annotated[Threads, MAY_DIFFER] = 8
     """Threads that read and decode images as they are needed."""
-    workers: Annotated[Threads, MAY_DIFFER] = 0
+    workers: Annotated[Workers, MAY_DIFFER] = 0
     """Processes that read and decode, each with its threads; 0: only threads."""
     skip_corrupt: bool = False
     """Read all images first and leave out those that cannot be read."""

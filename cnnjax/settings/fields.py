@@ -34,14 +34,17 @@ class Range:
 
 
 MOST = 2**31 - 1  # the largest int32, for counts on the device and random seeds
-Positive = Annotated[float, Range("above 0", 0, with_low=False)]
-NonNegative = Annotated[float, Range("0 or more", 0)]
+LARGEST = 1e9  # beyond any sense, and far from the largest float32
+Positive = Annotated[float, Range("above 0", 0, LARGEST, with_low=False)]
+NonNegative = Annotated[float, Range("0 or more", 0, LARGEST)]
 Fraction = Annotated[float, Range("in 0 … 1, 1 excluded", 0, 1, with_high=False)]
 Share = Annotated[float, Range("above 0, at most 1", 0, 1, with_low=False)]
 PositiveInt = Annotated[int, Range("above 0", 1, MOST)]
 NonNegativeInt = Annotated[int, Range("0 or more", 0, MOST)]
 Bytes = Annotated[int, Range("0 or more", 0, 2**62)]
 Threads = Annotated[int, Range("in 0 … 512", 0, 512)]
+Workers = Annotated[int, Range("in 0 … 64", 0, 64)]  # processes that each import JAX
+Pixels = Annotated[int, Range("in 1 … 8192", 1, 8192)]  # side of a square image
 
 
 def _fields(config: Any) -> Iterator[tuple[str, Any, Any]]:

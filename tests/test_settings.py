@@ -61,7 +61,7 @@ def test_flags_are_flat_and_so_is_what_json_says():
         ({"image_size": -1}, "--image-size must be above 0, got -1"),
         ({"zoom_out": 1.0}, "--zoom-out must be in 0 … 1, 1 excluded, got 1.0"),
         ({"shift": float("nan")}, "--shift must be in 0 … 1, 1 excluded, got nan"),
-        ({"rotate": float("inf")}, "--rotate must be 0 or more, at most 1000000000.0, got inf"),
+        ({"rotate": float("inf")}, "--rotate must be 0 or more, at most 1e+30, got inf"),
         ({"phases": (settings.Phase("x", -1, 0.1),)}, "--phases.0.epochs must be 0 or more, got -1"),
         ({"epochs": -3, "zoom": 2.0}, "--epochs must be above 0, got -3; --zoom must be in 0 … 1, 1 excluded, got 2.0"),
     ],

@@ -34,7 +34,7 @@ class Range:
 
 
 MOST = 2**31 - 1  # the largest int32, for counts on the device and random seeds
-LARGEST = 1e9  # beyond any sense, and far from the largest float32
+LARGEST = 1e30  # beyond any sense, but finite as float32
 Positive = Annotated[float, Range("above 0", 0, LARGEST, with_low=False)]
 NonNegative = Annotated[float, Range("0 or more", 0, LARGEST)]
 Fraction = Annotated[float, Range("in 0 … 1, 1 excluded", 0, 1, with_high=False)]

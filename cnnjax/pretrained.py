@@ -124,12 +124,7 @@ def host_transform(framing: Framing, resize: Resize) -> transforms.Geometric:
       resize: crop: the publisher's, shorter side to ``framing.resize``, then the center; squeeze: all of the image, its
         proportions lost; square: the largest central square.
     """
-    size, resample = framing.image_size, framing.resample
-    if resize == "squeeze":
-        return transforms.squeeze(size, resample)
-    if resize == "square":
-        return transforms.crop_and_resize(size, resample)
-    return transforms.resize_and_crop(framing.resize, size, resample)
+    return transforms.square(resize, framing.image_size, framing.resize, framing.resample)
 
 
 def features(

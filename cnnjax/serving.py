@@ -15,7 +15,8 @@ import numpy as np
 from flax import traverse_util
 
 from cnnjax import atomic, models, pretrained, tasks, weights
-from cnnjax.data import transforms
+from cnnjax.data import preparation, transforms
+from cnnjax.data.formats.images import decode
 from cnnjax.tasks import transfer
 from cnnjax.types import Array, PyTree, Task, UserError
 from cnnjax.weights.hub.labels import imagenet_classes
@@ -43,19 +44,40 @@ class Card:
     """Height and width in pixels."""
     channels: int
     """1 or 3."""
-    fit: Literal["crop", "squeeze", "square", "center"]
-    """Way in which an image becomes a square: see ``pretrained.host_transform``; center: ``transforms.center_crop``."""
+    fit: preparation.Fit
+    """Way in which an image becomes a square: see ``preparation.geometry``."""
     resize: int
     """Pixels of the shorter side before the center is cut out, with crop."""
-    resample: Literal["bilinear", "bicubic"]
+    resample: preparation.Resample
     origin: str | None = None
     """Run that training went on from, and what was taken of it."""
 
     def transform(self) -> transforms.Geometric:
         """Transform of an example of any size to ``image_size`` square."""
-        if self.fit == "center":
-            return transforms.center_crop(self.image_size)
-        return pretrained.host_transform(self, self.fit)
+        return transforms.square(self.fit, self.image_size, self.resize, self.resample)
+
+    def pixels(self, images: Sequence[str | Path | np.ndarray]) -> np.ndarray:
+        """Image files and arrays, of any size → uint8 [n, s, s, c], as training and predict.py prepare images.
+
+        Args:
+          images: paths, or arrays [h, w] or [h, w, 1, 3 or 4 with alpha]: uint8, uint16 of 0 … 65535, or floats of
+            0 … 1.
+
+        Raises:
+          CorruptImageError: a file that cannot be read.
+          UserError: an array of another shape, type or range.
+        """
+        return np.stack([self._pixels(each, i) for i, each in enumerate(images)])
+
+    def _pixels(self, image: str | Path | np.ndarray, place: int) -> np.ndarray:
+        if isinstance(image, np.ndarray):
+            try:
+                pixels = preparation.from_array(image, self.channels)
+            except ValueError as error:
+                raise UserError(f"image {place}: {error}") from error
+        else:
+            pixels = decode(Path(image).expanduser(), self.channels, image, upright=True)
+        return self.transform()({"image": pixels})["image"]
 
     def prepare(self, images: Array) -> Array:
         """uint8 [n, h, w, c] → what the model takes."""
@@ -89,10 +111,21 @@ class Served(NamedTuple):
     def predict(self, variables: PyTree, images: Array) -> dict[str, Array]:
         """Prediction for uint8 [n, s, s, c]; pass ``self.variables``, so that a jit does not embed them.
 
+        ``card.pixels`` makes such images of files, and of arrays of other sizes and types.
+
         Returns:
           Arrays [n, …] of the task, such as ``probabilities`` float32 [n, classes] and, of a localizer, ``boxes``
           float32 [n, 4], xyxy in pixels.
+
+        Raises:
+          UserError: images of another shape or type.
         """
+        expected = self.card.image_size, self.card.image_size, self.card.channels
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+            raise UserError(
+                f"images are expected as uint8 [n, {', '.join(map(str, expected))}], got {images.dtype} "
+                f"{list(images.shape)}: card.pixels(images) makes them"
+            )
         return self.task.predict(variables, images)
 
 

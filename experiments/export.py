@@ -4,9 +4,9 @@
     python experiments/export.py --weights resnet50.keras
     python experiments/export.py --smoke                                # random weights, nothing is downloaded
 
-The run folder gets network.stablehlo and network.json (classes, how images are prepared); it takes seconds. A
-program that uses them needs only jax: see experiments/use_exported.py. At the end the exported program is compared with
-the network.
+The run folder gets network.stablehlo, network.json (classes, how images are prepared) and use_exported.py, which
+predicts for photos with them and needs only jax, NumPy and Pillow; it takes seconds. At the end the exported program is
+compared with the network.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ import jax.export
 import numpy as np
 import tyro
 
-from cnnjax import cli, experiment, report, serving, settings, text
+from cnnjax import atomic, cli, experiment, report, serving, settings, text
+from cnnjax.data import preparation
 from cnnjax.types import UserError
 
 
@@ -54,6 +55,7 @@ def main(config: Config) -> dict[str, float]:
         if not run.writes:
             return {}
         serving.export(served, path, config.platforms)
+        atomic.write_bytes(run.dir / "use_exported.py", Path(preparation.__file__).read_bytes())
         summary: dict[str, float] = {"bytes": path.stat().st_size}
         if runs_here(config):
             summary["largest_difference"] = compare(served, path)
@@ -66,7 +68,7 @@ def main(config: Config) -> dict[str, float]:
         "largest difference": "not compared, this machine is none of these"
         if difference is None
         else f"{difference:.1e}",
-        "how to use it": f"python experiments/use_exported.py {text.shell(path)} PHOTO",
+        "how to use it": f"python {text.shell(run.dir / 'use_exported.py')} {text.shell(path)} PHOTO",
     }
     report.table("exported", [{"": name, " ": value} for name, value in facts.items()])
     return summary

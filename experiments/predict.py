@@ -13,6 +13,7 @@ A run's network predicts what it was trained for: that of localize.py also predi
 
 import glob
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,9 +61,14 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     for name in patterns:
         path = Path(name).expanduser()
         matches = [path] if path.exists() else [Path(each) for each in sorted(glob.glob(str(path), recursive=True))]
-        paths = [each for match in matches for each in (images.images_below(match) if match.is_dir() else [match])]
+        listed = [images.files_below(match) if match.is_dir() else ([match], Counter[str]()) for match in matches]
+        paths, others = [each for paths, _ in listed for each in paths], sum((n for _, n in listed), Counter[str]())
+        left = f"left out: {images.left_out(others)}" if others else ""
         if not paths:
-            raise UserError(f"{name}: no images there; give files, folders with images, or a quoted pattern")
+            cure = "give files, folders with images, or a quoted pattern"
+            raise UserError(f"{name}: no images there{left and f' ({left})'}; {cure}")
+        if left:
+            print(f"{name}: {left}", file=sys.stderr)
         found.update(dict.fromkeys(paths))
     return list(found)
 

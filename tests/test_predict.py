@@ -72,7 +72,7 @@ def album(tmp_path) -> Path:
     pixels = np.asarray(Image.open(load_sample_images().filenames[1]).resize((160, 120)))
     color, gray = Image.fromarray(pixels), Image.fromarray(pixels).convert("L")
     color.save(folder / "a_rgb.png")
-    Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(folder / "b_rgba.png")
+    Image.fromarray(np.dstack([pixels, np.full((120, 160), 255, np.uint8)])).save(folder / "b_rgba.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     color.transpose(Image.Transpose.ROTATE_90).save(folder / "c_turned.png", exif=exif)

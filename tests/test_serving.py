@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from cnnjax import serving, settings
+from cnnjax.data import preparation
 from cnnjax.types import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -105,18 +106,23 @@ def test_what_cannot_be_loaded_is_one_error(tmp_path):
         serving.load(tmp_path)
 
 
-def used(program: Path, *photos: object) -> list[dict]:
-    """Output of use_exported.py, in a process that cannot import cnnjax."""
+def used(exported: Path, *photos: object) -> list[dict]:
+    """Output of the exported use_exported.py, in a process that cannot import cnnjax; it leaves out ``bad.png``."""
+    bad = exported / "bad.png"
+    bad.write_bytes(b"no image")
     code = f"""
 import sys
 sys.modules["cnnjax"] = None  # an import of it fails
-sys.path.insert(0, {str(EXPERIMENTS)!r})
+sys.path.insert(0, {str(exported)!r})
 import use_exported
-use_exported.main(use_exported.Path({str(program)!r}), {[str(photo) for photo in photos]!r})
+bad = use_exported.main(use_exported.Path("network.stablehlo"), {[str(path) for path in (bad, *photos)]!r})
 assert not [name for name in sys.modules if name.startswith("cnnjax.")]
+sys.exit(bad)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=exported)
+    assert done.returncode == 1, done.stderr
+    assert f"{bad}: not a readable image (no image of a known kind" in done.stderr
+    assert (exported / "use_exported.py").read_bytes() == Path(preparation.__file__).read_bytes()
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -133,7 +139,7 @@ def test_a_run_predicts_and_its_export_says_the_same_without_cnnjax(tmp_path):
     predict.main(settings.change(predict.Config(), **values))
     entries = json.loads((tmp_path / "predicted" / "predictions.json").read_text())["images"]
     export.main(settings.change(export.Config(), run=run, run_dir=tmp_path / "exported"))
-    lines = used(tmp_path / "exported" / "network.stablehlo", *photos)
+    lines = used(tmp_path / "exported", *photos)
     for ours, theirs in zip(entries, lines, strict=True):
         scores = {p["name"]: p["score"] for p in ours["predictions"]}
         assert len(scores) == 10
@@ -141,17 +147,46 @@ def test_a_run_predicts_and_its_export_says_the_same_without_cnnjax(tmp_path):
         np.testing.assert_allclose(list(theirs["scores"].values()), list(scores.values())[:5], atol=1e-6)
 
 
-@pytest.mark.parametrize("fit", ["crop", "squeeze", "square", "center"])
-def test_the_exported_script_prepares_photos_as_we_do(fit, tmp_path):
-    import use_exported
+def test_arrays_become_images_by_their_type(tmp_path):
+    known = card("classify")
+    color = np.random.default_rng(1).integers(0, 256, (60, 70, 3), np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(color).save(path)
+    expected = known.pixels([path])
+    assert (expected.shape, expected.dtype) == ((1, SIZE, SIZE, 3), np.uint8)
+    opaque = np.dstack([color, np.full((60, 70), 255, np.uint8)])
+    for same in (color, color.astype(np.uint16) << 8 | 9, color / 255, (color / 255).astype(np.float32), opaque):
+        np.testing.assert_array_equal(known.pixels([same]), expected)
+    gray = known.pixels([color[..., 0], color[..., :1], color[..., 0] / 255])
+    for each in gray:
+        np.testing.assert_array_equal(each, known.pixels([color[..., :1].repeat(3, -1)])[0])
 
-    known = serving.Card(**{**vars(card("classify")), "fit": fit})
-    about = {name: getattr(known, name) for name in ("fit", "image_size", "channels", "resize", "resample")}
-    with Image.open(load_sample_images().filenames[0]) as photo:
-        for size in ((121, 80), (80, 121), (55, 49), (48, 48), (333, 222)):
-            image = photo.resize(size)
-            ours = known.transform()({"image": np.asarray(image)})["image"]
-            np.testing.assert_array_equal(use_exported.prepare(image, about), ours)
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (np.full((9, 9, 3), 200.0), r"image 1: floats are expected in 0 … 1, got 200 … 200: scale them"),
+        (np.full((9, 9, 3), -0.5), "got -0.5 … -0.5"),
+        (np.full((9, 9), np.nan), "got nan … nan"),
+        (np.zeros((9, 9, 3), int), "type int64 have no fixed range: make them uint8 or uint16"),
+        (np.zeros((9, 9, 2), np.uint8), r"as \[h, w\] or \[h, w, 1, 3 or 4\], got the shape \[9, 9, 2\]"),
+        (np.zeros((1, 9, 9, 3), np.uint8), r"got the shape \[1, 9, 9, 3\]"),
+        (np.zeros((0, 9, 3), np.uint8), r"got the shape \[0, 9, 3\]"),
+        ("gone.png", r"gone\.png: not a readable image \(there is no such file\)"),
+    ],
+)
+def test_arrays_of_no_known_range_and_missing_files_are_one_error(image, says):
+    with pytest.raises(UserError, match=says):
+        card("classify").pixels([np.zeros((9, 9), np.uint8), image])
+
+
+def test_a_network_takes_only_prepared_images():
+    ours = served("classify")
+    for wrong in (IMAGES / 255, IMAGES.astype(np.uint16), IMAGES[..., 0], IMAGES[:, 1:]):
+        with pytest.raises(
+            UserError, match=rf"expected as uint8 \[n, {SIZE}, {SIZE}, 3\], got .* card.pixels\(images\)"
+        ):
+            ours.predict(ours.variables, wrong)
 
 
 def test_the_exported_published_network_says_what_keras_weights_say(shared, tmp_path):
@@ -160,7 +195,7 @@ def test_the_exported_published_network_says_what_keras_weights_say(shared, tmp_
         settings.change(export.Config(), **weights, run_dir=tmp_path / "e", resize="squeeze", platforms=("cpu",))
     )
     assert summary["largest_difference"] < 1e-5
-    china, _ = used(tmp_path / "e" / "network.stablehlo", *load_sample_images().filenames)
+    china, _ = used(tmp_path / "e", *load_sample_images().filenames)
     names = [name.split()[1] for name in china["scores"]]
     assert names == ["beacon", "palace", "bell_cote", "stupa", "dome"]
 

@@ -14,15 +14,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from cnnjax.data import preparation
+from cnnjax.data.preparation import Fit, Geometry, Resample, Window
 from cnnjax.types import Example, UserError
 
-Resample = Literal["bilinear", "bicubic"]
-Window = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 Transform = Callable[[Example], Example]
 RandomTransform = Callable[[np.random.Generator, Example], Example]
 
@@ -31,26 +30,9 @@ OUTSIDE = {"segmentation": 255, "instance_masks": 0}  # field → value outside 
 PER_BOX = ("boxes", "labels", "ignore", "instance_masks")  # fields with a row for each box
 
 
-class Geometry(NamedTuple):
-    """Path of one image's pixels: a window is resized, laid on the output, and mirrored where ``flip`` is True."""
-
-    size: tuple[int, int]  # (height, width) that the window becomes
-    shape: tuple[int, int]  # (height, width) of the output
-    corner: tuple[int, int] = (0, 0)  # (row, column) of the window in the output; negative where the output cuts it
-    window: Window | None = None  # part of the image that is resized; None: all of it
-    flip: bool = False  # mirror the output left to right
-    resample: Resample = "bilinear"  # the image's filter
-
-    def coordinates(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scale and offset (x, y), float64 [2] each, from an image of this size to the output before it is mirrored."""
-        left, top, right, bottom = self.window or (0, 0, width, height)
-        scale = np.array([self.size[1] / (right - left), self.size[0] / (bottom - top)])
-        return scale, np.array([self.corner[1], self.corner[0]]) - np.array([left, top]) * scale
-
-
 def apply(example: Example, geometry: Geometry, fill: int = 128, min_visible: float = MIN_VISIBLE) -> Example:
     """Moves every field of an example; ``fill`` is the value of pixels from outside the image."""
-    moved = {**example, "image": _image(example["image"], geometry, fill)}
+    moved = {**example, "image": preparation.moved(example["image"], geometry, fill)}
     for name, outside in OUTSIDE.items():
         if name in example:
             moved[name] = _nearest(example[name], geometry, outside)
@@ -59,21 +41,6 @@ def apply(example: Example, geometry: Geometry, fill: int = 128, min_visible: fl
         mask = keep & np.asarray(example.get("box_mask", True), bool)
         moved |= {"boxes": np.where(mask[:, None], boxes, np.float32(0)), "box_mask": mask}
     return moved
-
-
-def _image(image: np.ndarray, geometry: Geometry, fill: int) -> np.ndarray:
-    (height, width), (rows, columns), (top, left) = geometry.size, geometry.shape, geometry.corner
-    if geometry.window is not None or image.shape[:2] != geometry.size:
-        pil = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        pil = pil.resize((width, height), Image.Resampling[geometry.resample.upper()], geometry.window)
-        image = np.asarray(pil).reshape(height, width, image.shape[-1])
-    image = image[max(-top, 0) : rows - top, max(-left, 0) : columns - left]
-    if image.shape[:2] != geometry.shape:
-        top, left = max(top, 0), max(left, 0)
-        padded = np.full((rows, columns, image.shape[-1]), fill, np.uint8)
-        padded[top : top + image.shape[0], left : left + image.shape[1]] = image
-        image = padded
-    return image[:, ::-1] if geometry.flip else image
 
 
 def _nearest(planes: np.ndarray, geometry: Geometry, outside: int) -> np.ndarray:
@@ -132,9 +99,21 @@ class Geometric:
         return ((boxes - offset) / scale).clip(0, [width, height] * 2).astype(np.float32)
 
 
+def square(fit: Fit, size: int, resize: int, resample: Resample = "bilinear") -> Geometric:
+    """Makes the image a square of ``size`` pixels, see `preparation.geometry`.
+
+    Raises:
+      UserError: with crop, ``size`` is larger than ``resize``.
+    """
+    if fit == "crop" and size > resize:
+        raise UserError(f"no square of {size} pixels can be cut where the shorter side has {resize}")
+    geometry = partial(preparation.geometry, fit, size, resize, resample)
+    return Geometric(geometry, min_visible=0.0 if fit == "squeeze" else MIN_VISIBLE)
+
+
 def squeeze(size: int, resample: Resample = "bilinear") -> Geometric:
     """Resizes the whole image to ``size`` × ``size``; its proportions are lost (the chapter's way)."""
-    return Geometric(lambda height, width: Geometry((size, size), (size, size), resample=resample), min_visible=0.0)
+    return square("squeeze", size, size, resample)
 
 
 def resize_and_crop(resize: int, size: int, resample: Resample = "bilinear") -> Geometric:
@@ -143,40 +122,17 @@ def resize_and_crop(resize: int, size: int, resample: Resample = "bilinear") -> 
     Raises:
       UserError: ``size`` is larger than ``resize``.
     """
-    if size > resize:
-        raise UserError(f"no square of {size} pixels can be cut where the shorter side has {resize}")
-
-    def geometry(height: int, width: int) -> Geometry:
-        short = min(height, width)
-        # Sizes are truncated and halves of offsets rounded to even, as in torchvision: a pixel more changes accuracies.
-        height, width = int(resize * height / short), int(resize * width / short)
-        corner = -round((height - size) / 2), -round((width - size) / 2)
-        return Geometry((height, width), (size, size), corner, resample=resample)
-
-    return Geometric(geometry)
+    return square("crop", size, resize, resample)
 
 
 def crop_and_resize(size: int, resample: Resample = "bilinear") -> Geometric:
     """Resizes the largest central square to ``size`` × ``size``: Keras' ``load_img(keep_aspect_ratio=True)``."""
-
-    def geometry(height: int, width: int) -> Geometry:
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        window = left, top, left + side, top + side
-        return Geometry((size, size), (size, size), window=window, resample=resample)
-
-    return Geometric(geometry)
+    return square("square", size, size, resample)
 
 
 def center_crop(size: int) -> Geometric:
     """Resizes the shorter side to ``size`` (bilinear, proportions kept), then cuts the central square."""
-
-    def geometry(height: int, width: int) -> Geometry:
-        factor = size / min(height, width)
-        height, width = max(size, round(height * factor)), max(size, round(width * factor))
-        return Geometry((height, width), (size, size), (-((height - size) // 2), -((width - size) // 2)))
-
-    return Geometric(geometry)
+    return square("center", size, size)
 
 
 def letterbox(size: int, fill: int = 128) -> Geometric:

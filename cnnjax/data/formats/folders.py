@@ -1,5 +1,6 @@
 """Class folders: image files under one sub-folder per class."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjax.data.formats.images import decode, images_below
+from cnnjax.data.formats.images import decode, files_below, left_out
 from cnnjax.types import UserError
 
 
@@ -24,6 +25,8 @@ class Folder:
     def open(root: Path, channels: int = 3, classes: Sequence[str] | None = None) -> "Folder":
         """Lists ``root``; ``classes`` are the names to expect, such as those of the training folder.
 
+        Prints the numbers of files that are no images, by suffix.
+
         Raises:
           UserError: no folder, fewer than two class folders, one without images, or other classes than expected.
         """
@@ -38,10 +41,15 @@ class Folder:
             raise UserError(f"{root}: {found[0]!r} is its only class folder; a classifier needs two or more{hint}")
         if classes is not None and tuple(classes) != found:
             raise UserError(f"{root}: its classes {list(found)} are not those of the training set {list(classes)}")
-        files = [images_below(root / name) for name in found]
+        listed = [files_below(root / name) for name in found]
+        files, others = [paths for paths, _ in listed], sum((counts for _, counts in listed), Counter[str]())
+        left = f"left out: {left_out(others)}" if others else ""
         empty = [name for name, paths in zip(found, files, strict=True) if not paths]
         if empty:
-            raise UserError(f"{root}: no images in class folder(s) {empty}: add some, or remove the folder(s)")
+            cure = "add some, or remove the folder(s)"
+            raise UserError(f"{root}: no images in class folder(s) {empty}: {cure}{left and f' ({left})'}")
+        if left:
+            print(f"{root}: {left}")
         labels = np.repeat(np.arange(len(found), dtype=np.int32), [len(paths) for paths in files])
         return Folder(tuple(p for paths in files for p in paths), labels, found, channels)
 

@@ -1,87 +1,99 @@
-"""Image files: found, measured and decoded to uint8 [h, w, c], by PIL."""
+"""Image files: found, measured and decoded to uint8 [h, w, c], by `preparation`; what cannot be read is one error."""
 
-import io
+import contextlib
 import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
 
+from cnnjax.data import preparation
 from cnnjax.types import UserError
 
-MODES = {1: "L", 3: "RGB"}  # channels → PIL's mode
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+MODES = preparation.MODES
+
+# Suffix of a file → PIL's format, in which it must be able to read it.
+SUFFIXES = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "JPEG"),
+    **dict.fromkeys((".png", ".apng"), "PNG"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
+    **dict.fromkeys((".jp2", ".j2k"), "JPEG2000"),
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF"),
+    **{f".{name.lower()}": name for name in ("AVIF", "BMP", "GIF", "QOI", "WEBP")},
+}
+CURES = {"HEIF": "pip install pillow-heif", "AVIF": "pip install 'pillow>=11.3'"}
 
 
 class CorruptImageError(UserError):
-    """Bytes that are no readable image."""
+    """Image file that cannot be read: damaged, absent, of another kind, or too large."""
+
+
+@contextlib.contextmanager
+def _named(name: object) -> Iterator[None]:
+    """Every exception in the block as the one error, which names the file."""
+    try:
+        yield
+    except Exception as error:  # PIL's decoders raise any exception for damaged files, MemoryError among them
+        missing = isinstance(error, FileNotFoundError)
+        reason = "there is no such file" if missing else " ".join(str(error).split()) or type(error).__name__
+        raise CorruptImageError(f"{name}: not a readable image ({reason[:300]})") from error
 
 
 def decode(data: bytes | Path, channels: int, name: object, *, upright: bool = False) -> np.ndarray:
-    """Image file → uint8 [h, w, channels]; gray, 16-bit gray, palette, CMYK and alpha are converted.
+    """Image file → uint8 [h, w, channels]: see `preparation.read`.
 
     Args:
-      data: the file's bytes, or its path.
-      channels: 1 (luma) or 3 (RGB).
       name: shown in the error.
-      upright: rotate the image by its EXIF orientation, as viewers do; tfds and published data sets ignore it.
+      upright: rotate the image by its EXIF orientation; tfds and published data sets ignore it.
 
     Raises:
-      CorruptImageError: the file is truncated, damaged, no image, or its pixels have no known range.
+      CorruptImageError: the file cannot be read.
     """
-    try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            converted = _eight_bit(image).convert(MODES[channels])
-            turn = _turn(image) if upright else None
-            pixels = np.asarray(converted if turn is None else converted.transpose(turn))
-    # Exceptions of PIL's decoders for damaged files.
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise CorruptImageError(f"{name}: not a readable image ({error})") from error
-    return pixels.reshape(*pixels.shape[:2], channels)
+    with _named(name):
+        return preparation.read(data, channels, upright=upright)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    # PIL's own conversion clips 16 bits at 255 instead of scaling them.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no fixed range, save it with 8 or 16 bits")
-    return image
+def examine(path: Path) -> tuple[int, int, bool]:
+    """(width, height) as shown and True if stored sideways, of a file that `decode` can read; decoded to be sure.
 
-
-# EXIF orientation → the operation that undoes it.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # PIL raises any exception for damaged EXIF data; the pixels are good
-        return None
+    Raises:
+      CorruptImageError: the file cannot be read.
+    """
+    with _named(path):
+        return preparation.examine(path)
 
 
 def header_size(path: Path) -> tuple[int, int] | None:
     """(width, height) as viewers show the image, from its header; None if there is none."""
     try:
-        with Image.open(path) as image:
-            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (image.height, image.width) if sideways else image.size
-    except Exception:  # PIL raises any exception for damaged files
+        with _named(path):
+            return preparation.measure(path)[:2]
+    except CorruptImageError:
         return None
 
 
-def images_below(root: Path) -> list[Path]:
-    """Paths of the images in a folder and its sub-folders, sorted; hidden files and folders are left out."""
+def is_image(path: Path) -> bool:
+    """True if the name has the suffix of a format that can be read here."""
+    form = SUFFIXES.get(path.suffix.lower())
+    return form == "JPEG" or form in preparation.formats()
+
+
+def files_below(root: Path) -> tuple[list[Path], Counter[str]]:
+    """Images in a folder and its sub-folders, sorted, and the number of other files by suffix; nothing hidden."""
     found = []
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if not name.startswith(".")]
         found += [Path(folder, name) for name in files if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    images = [path for path in found if is_image(path)]
+    return sorted(images), Counter(path.suffix.lower() for path in found if not is_image(path))
+
+
+def left_out(others: Mapping[str, int]) -> str:
+    """Numbers of files by suffix, with what to do for images: ``12 .heic (pip install pillow-heif), 3 .txt``."""
+    parts = []
+    for suffix, count in sorted(others.items(), key=lambda item: (-item[1], item[0])):
+        cure = CURES.get(SUFFIXES.get(suffix, ""))
+        parts.append(f"{count} {suffix or 'without suffix'}{f' ({cure})' if cure else ''}")
+    return ", ".join(parts)

@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ def main(
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters that a name has
     # Orbax's threads log errors with tracebacks, which are also raised in the main thread.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="PIL")  # of damage that is an error, or does not matter
     compiler.enable_cache()
     try:
         settings = tyro.cli(config)

@@ -12,16 +12,18 @@ import numpy as np
 from flax import linen
 from jax.sharding import Mesh
 
-from cnnjax import compiler, fit, optim, plot, report, serving, settings, sharding, train, weights
+from cnnjax import compiler, fit, optim, plot, report, serving, settings, sharding, text, train, weights
 from cnnjax.data import augment, fingerprint, pipeline, sources
 from cnnjax.data.catalog import Splits
 from cnnjax.data.transforms import Transform
 from cnnjax.tasks import Prepare
 from cnnjax.tasks.classify import unit
 from cnnjax.types import Batch, Key, PyTree, Task, UserError
+from cnnjax.weights.hub import checksum
 
 Config = TypeVar("Config", bound=Any)
 SMOKE_EXAMPLES = 64
+MOST_NAMED = 20  # images that are skipped
 PICTURED = 24  # examples in one figure
 
 
@@ -77,7 +79,7 @@ def load(
     smoke: bool = False,
     keep_train: bool = False,
 ) -> Splits:
-    """Splits ready for training and evaluation: transformed, and in memory where they fit.
+    """Splits ready for training and evaluation: checked, transformed, and in memory where they fit.
 
     Args:
       transform: brings every image to one shape; None: they have one.
@@ -85,30 +87,48 @@ def load(
       keep_train: leave the training split as it is, because its images are cropped at random each time.
 
     Raises:
-      UserError: images that cannot be read (unless they are skipped), or differ in shape.
+      UserError: images that cannot be used (unless they are skipped), or differ in shape.
     """
-    return Splits(
-        **{
-            part: _load(part, source, reading, transform, smoke, keep_train and part == "train")
-            for part, source in vars(splits).items()
-        }
-    )
-
-
-def _load(
-    part: str, source: sources.Source, reading: settings.Reading, transform: Transform | None, smoke: bool, keep: bool
-) -> sources.Source:
+    parts: dict[str, sources.Source] = dict(vars(splits))
     if smoke:
-        source = sources.Subset(source, np.random.default_rng(0).permutation(len(source))[:SMOKE_EXAMPLES])
-    if reading.skip_corrupt:
-        source, errors = sources.readable(source)
-        for error in errors:
-            print(f"skipped: {error}")
-        print(f"{part}: {len(source)} images, {len(errors)} corrupt ones skipped")
-    if keep:
-        return source
-    source = source if transform is None else sources.Mapped(source, transform)
-    return sources.in_memory_if_small(source, reading.in_memory_bytes)
+        parts = {part: _few(source) for part, source in parts.items()}
+    parts = _checked(parts, skip=reading.skip_corrupt)
+    for part, source in parts.items():
+        if not (keep_train and part == "train"):
+            source = source if transform is None else sources.Mapped(source, transform)
+            parts[part] = sources.in_memory_if_small(source, reading.in_memory_bytes)
+    return Splits(**parts)
+
+
+def _few(source: sources.Source) -> sources.Source:
+    return sources.Subset(source, np.random.default_rng(0).permutation(len(source))[:SMOKE_EXAMPLES])
+
+
+def checks() -> Path:
+    """Folder that keeps verdicts on image files, see ``checking.verdicts``; it may be removed at any time."""
+    return checksum.cache_folder() / "checked"
+
+
+def _checked(parts: Mapping[str, sources.Source], *, skip: bool) -> dict[str, sources.Source]:
+    """Splits without the images that cannot be used, which are named and counted; without ``skip`` an error."""
+    found = {
+        part: sources.readable(source, checks()) if skip or sources.of_files(source) else (source, [])
+        for part, source in parts.items()
+    }
+    errors = [error for _, bad in found.values() for error in bad]
+    if errors and not skip:
+        raise UserError(
+            f"{'; '.join(errors[:3])}{'; …' if len(errors) > 3 else ''}: {len(errors)} of "
+            f"{sum(map(len, parts.values()))} images cannot be used: repair or remove them, or give --skip-corrupt"
+        )
+    for error in errors[:MOST_NAMED]:
+        print(f"skipped: {text.one_line(error)}")
+    if len(errors) > MOST_NAMED:
+        print(f"skipped: … {len(errors) - MOST_NAMED} more, which inspect_data.py lists")
+    for part, (source, bad) in found.items():
+        if skip:
+            print(f"{part}: {len(source)} images, {len(bad)} corrupt ones skipped")
+    return {part: source for part, (source, _) in found.items()}
 
 
 def augmentation(

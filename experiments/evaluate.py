@@ -184,14 +184,16 @@ def main(config: Config) -> dict[str, Any]:
     if tasks.named(card.task).task is not classify.task:
         return evaluate_boxes(config, card)
     names = [classify.named(each) for each in card.classes]
-    data = sources.Mapped(load_data(config, names, card.channels), card.transform())
+    data, bad = load_data(config, names, card.channels), []
+    if sources.of_files(data):
+        data, bad = sources.readable(data, experiment.checks())
     blank = {"image": np.zeros((card.image_size, card.image_size, card.channels), np.uint8), "label": np.int32(0)}
-    source = sources.Lenient(data, blank)
+    source = sources.Lenient(sources.Mapped(data, card.transform()), blank)  # not of files, they are read only now
     served = config.network.load(random=config.output.smoke)
     with experiment.opened(config, {"images": len(source), "data": fingerprint.of_source(source)}) as run:
         rows = evaluate(served, source, config.batch_size)
         readable = rows.pop("readable")
-        errors = source.errors(readable)
+        errors = [*bad, *source.errors(readable)]
         rows = {name: x[readable] for name, x in rows.items()}
         summary = {**classification.top_figures(rows), "unreadable": len(errors)}
         if run.writes:

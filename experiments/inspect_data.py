@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from cnnjax import atomic, cli, experiment, plot, report, settings
-from cnnjax.data import annotations, sources
+from cnnjax.data import annotations, checking
 from cnnjax.data.annotations import Annotations, Fault, NoAnnotationsError
 from cnnjax.data.formats import folders, images
 from cnnjax.types import Picture, UserError
@@ -66,24 +66,20 @@ FOLDER_FAULTS = {
 def of_folder(source: folders.Folder) -> Findings:
     """Findings in class folders: every file is read, decoded, and compared with the others."""
 
-    def look(path: Path) -> tuple[tuple[int, int] | None, str]:
-        content = path.read_bytes()
-        try:
-            image = images.decode(content, source.channels, path, upright=True)
-        except images.CorruptImageError as error:
-            return None, str(error)
-        return (image.shape[1], image.shape[0]), hashlib.sha256(content).hexdigest()
+    def digest(path: Path, verdict: checking.Verdict) -> str:
+        return "" if verdict.error else hashlib.sha256(path.read_bytes()).hexdigest()
 
     found = Findings("class folders", source.classes, Counter())
-    with ThreadPoolExecutor(sources.DECODE_THREADS) as pool:
-        seen = list(pool.map(look, source.paths))
+    verdicts = checking.verdicts(source.paths, experiment.checks())
+    with ThreadPoolExecutor(checking.THREADS) as pool:
+        digests = list(pool.map(digest, source.paths, verdicts))
     first: dict[str, tuple[Path, int]] = {}
-    for path, label, (size, text) in zip(source.paths, source.labels, seen, strict=True):
-        if size is None:
-            found.faults.append(Fault(path, "", "unreadable picture", text))
+    for path, label, verdict, text in zip(source.paths, source.labels, verdicts, digests, strict=True):
+        if verdict.error:
+            found.faults.append(Fault(path, "", "unreadable picture", f"{path}: {verdict.error}"))
             continue
         found.images[source.classes[label]] += 1
-        found.sizes.append(size)
+        found.sizes.append((verdict.width, verdict.height))
         found.paths.append((path, label))
         twin, other = first.setdefault(text, (path, label))
         if twin != path:
@@ -109,7 +105,7 @@ def look(path: Path, split: str | None) -> Findings:
       UserError: there are neither, or the annotations cannot be read.
     """
     try:
-        return of_boxes(annotations.open(path, split, check=True))
+        return of_boxes(annotations.open(path, split, check=True, cache=experiment.checks()))
     except NoAnnotationsError as error:
         try:
             source = folders.Folder.open(path)

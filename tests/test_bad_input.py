@@ -19,6 +19,9 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+from cnnjax import experiment
+from cnnjax.data import checking
+
 SCRIPT = Path(__file__).parent.parent / "experiments" / "classify.py"
 NOWHERE = "/dev/null/run"  # a run stops when it opens its folder: after the data and the model, before training
 
@@ -145,7 +148,9 @@ def test_folders_of_images(tmp_path: Path):
     flags = ("--dataset", root, "--image-size", 8, "--run-dir", NOWHERE)
     line = error(classify(*flags))
     assert ".png: not a readable image (" in line
-    assert line.endswith("images are corrupt")
+    assert line.endswith(": 2 of 120 images cannot be used: repair or remove them, or give --skip-corrupt")
+    assert "a/01.png: not" in line
+    assert "j/00.png: not" in line
     result = classify(*flags, "--skip-corrupt")
     assert f"skipped: {root}/j/00.png: not a readable image" in result.out
     assert (
@@ -161,9 +166,12 @@ def test_folders_of_images(tmp_path: Path):
 def test_corrupt_images_met_by_a_worker_process_are_named(tmp_path: Path):
     for part in ("train", "valid", "test"):
         pictures(tmp_path / "photos" / part, "a", "b")
-    for index in range(6, 12):
-        for name in "ab":
-            (tmp_path / "photos" / "train" / name / f"{index:02}.png").write_bytes(b"no image")
+    paths = sorted((tmp_path / "photos" / "train").glob("*/*.png"))
+    checking.verdicts(paths, experiment.checks())
+    for path in paths[::2]:  # they break after they were checked
+        stat = path.stat()
+        path.write_bytes(bytes(stat.st_size))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     flags = ["--dataset", tmp_path / "photos", "--run-dir", tmp_path / "run", "--image-size", "8", "--batch-size", "16"]
     command = [sys.executable, SCRIPT, *flags, "--model", "digits_cnn", "--in-memory-bytes", "0", "--workers", "1"]
     result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=100, check=False)

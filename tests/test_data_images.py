@@ -176,7 +176,7 @@ def test_exif_orientation_is_undone_where_asked(orientation, form, tmp_path):
     path = tmp_path / "photo"
     path.write_bytes(encoded(stored, form, exif=exif, **options))
     assert np.abs(images.decode(path, 3, "x", upright=True).astype(int) - RGB).max() <= 8
-    sideways = orientation in (5, 6, 7, 8)
+    sideways = orientation in (5, 6, 7, 8) and form != "TIFF"
     assert images.examine(path) == (40, 30, sideways)
     assert images.header_size(path) == (40, 30)
     if form != "TIFF":  # PIL turns it in any case

@@ -11,16 +11,14 @@ Faulty boxes are never used, and never left out silently: `FAULTS` gives the tre
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from cnnjax.data import formats
+from cnnjax.data import checking, formats, preparation
 from cnnjax.data.formats.annotated import AnnotatedImage, Box, Fault, Labelled, Read, table_file
-from cnnjax.data.formats.images import CorruptImageError, decode, header_size
-from cnnjax.data.sources import DECODE_THREADS
+from cnnjax.data.formats.images import decode, header_size
 from cnnjax.types import UserError
 
 ROUNDING = 0.5  # pixels by which a box may leave the image without being a fault; it is clipped in any case
@@ -71,7 +69,11 @@ class Annotations:
 
 
 def open(
-    path: Path | str, split: str | None = None, classes: Sequence[str] | None = None, check: bool = False
+    path: Path | str,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    check: bool = False,
+    cache: Path | None = None,
 ) -> Annotations:
     """Reads the annotations of a folder, or a COCO or VIA file.
 
@@ -82,6 +84,7 @@ def open(
         (``val2017``, which prefers ``instances_``). None: all, or the only file.
       classes: expected names, in the order of their labels; None: COCO's order, or by name, of the whole VOC folder.
       check: decode every image; one that cannot be used is left out and listed.
+      cache: folder that keeps what the check finds out, see `checking.verdicts`.
 
     Raises:
       NoAnnotationsError: there is nothing in a known format.
@@ -95,7 +98,7 @@ def open(
     labels = {name: i for i, name in enumerate(names)}
     records = [record for each in read.images if (record := _record(each, labels, faults)) is not None]
     if check:
-        records = _usable(records, {each.path: each.file for each in read.images}, faults)
+        records = _usable(records, {each.path: each.file for each in read.images}, faults, cache)
     if not records:
         first = f"; {faults[0].file}: {faults[0].kind}, {faults[0].what}; {len(faults)} faults" if faults else ""
         raise UserError(f"{path}: no picture with annotations is left{first}")
@@ -189,28 +192,40 @@ def picture(record: Record) -> np.ndarray:
     image = decode(record.path, 3, record.path, upright=True)
     if image.shape[:2] != (record.height, record.width):
         image = decode(record.path, 3, record.path)
-    if image.shape[:2] != (record.height, record.width):
-        raise UserError(
-            f"{record.path}: labelled at {record.width}×{record.height}, but it has "
-            f"{image.shape[1]}×{image.shape[0]} pixels: label it again, or correct the size in its annotation"
-        )
+    if problem := _size_problem(record, image.shape[1], image.shape[0]):
+        raise UserError(problem)
     return image
 
 
-def _usable(records: Sequence[Record], origin: Mapping[Path, Path], faults: list[Fault]) -> list[Record]:
-    def error(record: Record) -> tuple[str, str] | None:
-        try:
-            picture(record)
-        except CorruptImageError as error:
-            return ("unreadable picture" if record.path.is_file() else "missing picture"), str(error)
-        except UserError as error:
-            return "size", str(error)
-        return None
+def _size_problem(record: Record, width: int, height: int) -> str:
+    """Message if the size of the image as it is decoded is not the record's, else nothing."""
+    if record.width * record.height > preparation.MOST_PIXELS:
+        return f"{record.path}: too large to be decoded with its boxes: make it and its labels smaller"
+    if (width, height) == (record.width, record.height):
+        return ""
+    cure = "label it again, or correct the size in its annotation"
+    return f"{record.path}: labelled at {record.width}×{record.height}, but it has {width}×{height} pixels: {cure}"
 
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        errors = list(pool.map(error, records))
-    faults += [Fault(origin[r.path], "", *e) for r, e in zip(records, errors, strict=True) if e is not None]
-    return [record for record, error in zip(records, errors, strict=True) if error is None]
+
+def _problem(record: Record, verdict: checking.Verdict) -> tuple[str, str]:
+    """Kind of the fault and message if the image cannot be used, else nothing, as `picture` would find."""
+    if verdict.error:
+        kind = "unreadable picture" if record.path.is_file() else "missing picture"
+        return kind, f"{record.path}: {verdict.error}"
+    width, height = verdict.width, verdict.height
+    if verdict.sideways and (record.width, record.height) == (height, width):
+        width, height = height, width
+    problem = _size_problem(record, width, height)
+    return "size" if problem else "", problem
+
+
+def _usable(
+    records: Sequence[Record], origin: Mapping[Path, Path], faults: list[Fault], cache: Path | None
+) -> list[Record]:
+    verdicts = checking.verdicts([record.path for record in records], cache)
+    problems = [_problem(*each) for each in zip(records, verdicts, strict=True)]
+    faults += [Fault(origin[r.path], "", *problem) for r, problem in zip(records, problems, strict=True) if problem[0]]
+    return [record for record, (kind, _) in zip(records, problems, strict=True) if not kind]
 
 
 @dataclass(frozen=True)
@@ -235,6 +250,12 @@ class AnnotatedImages:
         record = self.annotations.records[index]
         ignore = record.crowd | record.difficult
         return {"image": picture(record), "boxes": record.boxes, "labels": record.labels, "ignore": ignore}
+
+    def problems(self, indices: np.ndarray, cache: Path | None) -> list[str]:
+        """Reasons for which images cannot be used, each with its file, empty for the others; see `checking`."""
+        records = [self.annotations.records[i] for i in indices]
+        verdicts = checking.verdicts([record.path for record in records], cache)
+        return [_problem(*each)[1] for each in zip(records, verdicts, strict=True)]
 
 
 def with_object_count(found: Annotations, objects: int) -> Annotations:

@@ -40,7 +40,7 @@ def read(data: bytes | Path, channels: int, *, upright: bool = True) -> np.ndarr
     Args:
       data: the file's bytes, or its path.
       channels: 1 (luma) or 3 (RGB).
-      upright: rotate the image by its EXIF orientation, as viewers do.
+      upright: rotate the image by its EXIF orientation, as viewers do; PIL does so with a TIFF in any case.
 
     Raises:
       ValueError: too many pixels, or pixels without a known range.
@@ -56,13 +56,13 @@ def read(data: bytes | Path, channels: int, *, upright: bool = True) -> np.ndarr
 
 
 def measure(path: Path) -> tuple[int, int, bool]:
-    """(width, height) as viewers show an image, and True if it is stored sideways; from its header.
+    """(width, height) as viewers show an image, and True if `read` exchanges them without ``upright``; from its header.
 
     Raises:
       Exception: of any kind, as `read`.
     """
     with _opened(path) as image:
-        return _measured(image)
+        return _shown(image, _stored(image), orientation(image))
 
 
 def examine(path: Path) -> tuple[int, int, bool]:
@@ -72,10 +72,11 @@ def examine(path: Path) -> tuple[int, int, bool]:
       Exception: of any kind, as `read`.
     """
     with _opened(path) as image, _one_large if _pixels(image) > MOST_PIXELS // 2 else contextlib.nullcontext():
-        found = _measured(image)
+        # A PNG tells its orientation only once it is loaded, and a second attempt to load a damaged one does not fail.
+        stored, turn = _stored(image), orientation(image) if image.format == "TIFF" else None
         _scale(image, least=8)
         _converted(image, "L")
-        return found
+        return _shown(image, stored, turn or orientation(image))
 
 
 @contextlib.contextmanager
@@ -141,10 +142,9 @@ def _scale(image: Image.Image, least: int = 1) -> None:
         raise ValueError(f"{width}×{height} are more than {_TOO_MANY}{kind}")
 
 
-def _measured(image: Image.Image) -> tuple[int, int, bool]:
-    width, height = _stored(image)
-    sideways = orientation(image) in (5, 6, 7, 8)
-    return (height, width, True) if sideways else (width, height, False)
+def _shown(image: Image.Image, stored: tuple[int, int], turn: int) -> tuple[int, int, bool]:
+    width, height = stored
+    return (height, width, image.format != "TIFF") if turn in (5, 6, 7, 8) else (width, height, False)
 
 
 def orientation(image: Image.Image) -> int:

@@ -3,16 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from cnnjax.data import checking
 from cnnjax.data.formats.folders import Folder
 from cnnjax.data.formats.images import MODES, CorruptImageError
 from cnnjax.data.formats.tfds import Tfds
 from cnnjax.types import Example, UserError
 
-DECODE_THREADS = 8
+DECODE_THREADS = checking.THREADS
 
 
 class Source(Protocol):
@@ -24,6 +26,18 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+
+@runtime_checkable
+class OfFiles(Protocol):
+    """Source of image files, which can be checked before they are used."""
+
+    def problems(self, indices: np.ndarray, cache: Path | None) -> list[str]:
+        """Reasons for which the images at ``indices`` cannot be used, each with its file, empty for the others.
+
+        ``cache`` keeps what is found out, see `checking.verdicts`.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -163,14 +177,36 @@ def _check_any(examples: int, errors: Sequence[str]) -> None:
         raise UserError(f"none of the {examples} images can be read{f', such as {errors[0]}' if errors else ''}")
 
 
-def readable(source: Source) -> tuple[Source, list[str]]:
-    """Decodes every example once; returns those that can be read, and the errors of the others.
+def _base(source: Source) -> tuple[Source, np.ndarray]:
+    """Source without what wraps it, and the places of the examples in it."""
+    if isinstance(source, Subset):
+        base, places = _base(source.source)
+        return base, places[source.indices]
+    if isinstance(source, _Wrapper | Relabelled):
+        return _base(source.source)
+    return source, np.arange(len(source))
+
+
+def of_files(source: Source) -> bool:
+    """True if ``readable`` can keep what it finds out."""
+    return isinstance(_base(source)[0], OfFiles)
+
+
+def readable(source: Source, cache: Path | None = None) -> tuple[Source, list[str]]:
+    """Examples that can be used, in their order, and why the others cannot; each image is decoded.
+
+    Args:
+      cache: folder in which verdicts on files are kept, see `checking.verdicts`.
 
     Raises:
-      UserError: no example can be read.
+      UserError: no example can be used.
     """
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        errors = list(pool.map(lambda index: _read(source, index)[1], range(len(source))))
+    base, places = _base(source)
+    if isinstance(base, OfFiles):
+        errors = base.problems(places, cache)
+    else:
+        with ThreadPoolExecutor(DECODE_THREADS) as pool:
+            errors = list(pool.map(lambda index: _read(source, index)[1], range(len(source))))
     found = list(filter(None, errors))
     _check_any(len(source), found)
     return (Subset(source, np.flatnonzero([not error for error in errors])) if found else source), found

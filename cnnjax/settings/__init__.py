@@ -128,7 +128,8 @@ class Reading:
     workers: Annotated[Workers, MAY_DIFFER] = 0
     """Processes that read and decode, each with its threads; 0: only threads."""
     skip_corrupt: bool = False
-    """Read all images first and leave out those that cannot be read."""
+    """Leave out images that cannot be used, naming them; else they end the run before it trains. Files are checked in
+    any case, only once while they do not change."""
 
     def batches(self, source: Source, batch_size: int, seed: int, load: pipeline.Load | None = None) -> Batches:
         """Step → batches from there on; see ``pipeline.train_batches``."""

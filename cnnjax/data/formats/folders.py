@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnjax.data import checking
 from cnnjax.data.formats.images import decode, files_below, left_out
 from cnnjax.types import UserError
 
@@ -59,3 +60,9 @@ class Folder:
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = decode(self.paths[index], self.channels, self.paths[index], upright=True)
         return {"image": image, "label": self.labels[index]}
+
+    def problems(self, indices: np.ndarray, cache: Path | None) -> list[str]:
+        """Reasons for which images cannot be used, each with its file, empty for the others; see `checking`."""
+        paths = [self.paths[i] for i in indices]
+        found = zip(paths, checking.verdicts(paths, cache), strict=True)
+        return [f"{path}: {verdict.error}" if verdict.error else "" for path, verdict in found]

@@ -56,7 +56,7 @@ def decode(data: bytes | Path, channels: int, name: object, *, upright: bool = F
 
 
 def examine(path: Path) -> tuple[int, int, bool]:
-    """(width, height) as shown and True if stored sideways, of a file that `decode` can read; decoded to be sure.
+    """Size as `preparation.measure` gives it, of a file that `decode` can read; decoded to be sure.
 
     Raises:
       CorruptImageError: the file cannot be read.

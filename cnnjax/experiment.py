@@ -128,6 +128,9 @@ def _checked(parts: Mapping[str, sources.Source], *, skip: bool) -> dict[str, so
     for part, (source, bad) in found.items():
         if skip:
             print(f"{part}: {len(source)} images, {len(bad)} corrupt ones skipped")
+    train = found["train"][0]
+    if errors and (lost := sources.absent_classes(train)):
+        raise UserError(f"no training image that can be used is left of {', '.join(lost)}: add images, or leave it out")
     return {part: source for part, (source, _) in found.items()}
 
 

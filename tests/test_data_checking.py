@@ -212,6 +212,13 @@ def test_a_labelled_photo_that_would_be_scaled_is_named(tmp_path, monkeypatch):
         source[0]
 
 
+def test_a_class_without_a_usable_image_is_an_error(pets):
+    for i in range(30):
+        cut(pets / "dog" / f"{i}.jpg")
+    with pytest.raises(UserError, match="no training image that can be used is left of dog: add images, or"):
+        experiment.load(catalog.load(str(pets)), settings.Reading(skip_corrupt=True), None)
+
+
 def test_nothing_left_is_an_error(pets):
     for path in pets.glob("*/*.jpg"):
         path.write_bytes(b"no image")

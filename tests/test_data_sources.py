@@ -70,6 +70,19 @@ def test_folder_lists_classes_and_files_in_order(animals: Path):
     assert [int(folder[i]["image"].max()) for i in range(5)] == [160, 80, 40, 0, 120]
 
 
+def test_files_left_out_of_a_folder_are_counted_in_one_line(animals: Path, capsys):
+    for name in ("cat/1.HEIC", "dog/2.heic", "dog/notes.txt", "dog/.hidden.txt"):
+        (animals / name).write_bytes(b"")
+    save(animals / "cat" / "c.jpg").rename(animals / "cat" / "c.jfif")
+    assert len(Folder.open(animals)) == 6
+    assert capsys.readouterr().out == f"{animals}: left out: 2 .heic (pip install pillow-heif), 1 .txt\n"
+    (animals / "cow").mkdir()
+    (animals / "cow" / "1.heic").write_bytes(b"")
+    left = r"\(left out: 3 \.heic \(pip install pillow-heif\), 1 \.txt\)$"
+    with pytest.raises(UserError, match=rf"no images in class folder\(s\) \['cow'\]: add some, .* {left}"):
+        Folder.open(animals)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_folder_brings_all_kinds_of_files_to_the_same_channels(tmp_path: Path, channels):
     for name, mode in {"l.png": "L", "rgba.png": "RGBA", "p.gif": "P", "cmyk.jpg": "CMYK", "bit.png": "1"}.items():

@@ -102,6 +102,7 @@ def test_every_kind_of_file_is_read_and_what_is_none_is_named(album, tmp_path, c
     assert predictions["b_rgba.png"] == predictions["c_turned.png"] == predictions["a_rgb.png"]
     assert predictions["e_16bit.png"] == predictions["d_gray.png"] == predictions["k.png"] != predictions["a_rgb.png"]
     printed = capsys.readouterr().err
+    assert f"{album}: left out: 1 .txt\n" in printed
     for error, name in zip(result["unreadable"], ("h_cut.jpg", "i_text.jpg", "j_empty.png"), strict=True):
         assert error.startswith(f"{album / name}: not a readable image (")
         assert f"left out: {error}\n" in printed
@@ -121,6 +122,12 @@ def test_names_stand_for_files_folders_and_patterns(album):
     assert [path.name for path in predict.find_images([])] == ["china.jpg", "flower.jpg"]
     (album / "photo [1].png").write_bytes((album / "d_gray.png").read_bytes())
     assert [path.name for path in predict.find_images([f"{album}/photo [1].png"])] == ["photo [1].png"]
+    (album / "phone").mkdir()
+    (album / "phone" / "IMG_1.HEIC").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"phone: no images there \(left out: 1 \.heic \(pip install pillow-heif\)\); give"
+    ):
+        predict.find_images([str(album / "phone")])
     for name in ("gone.jpg", f"{album}/*.bmp"):
         with pytest.raises(UserError, match="no images there; give files, folders with images, or a quoted pattern"):
             predict.find_images([name])

@@ -212,6 +212,13 @@ def readable(source: Source, cache: Path | None = None) -> tuple[Source, list[st
     return (Subset(source, np.flatnonzero([not error for error in errors])) if found else source), found
 
 
+def absent_classes(source: Source) -> list[str]:
+    """Classes without an example in class folders, whatever wraps them; none for other sources."""
+    base, places = _base(source)
+    present = set(base.labels[places].tolist()) if isinstance(base, Folder) else set(range(len(base.classes)))
+    return [name for label, name in enumerate(base.classes) if label not in present]
+
+
 def stack(examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """Stacks each field of the examples into one array [n, …]; Python's integers become int32.
 

@@ -56,7 +56,7 @@ class Card:
         """Transform of an example of any size to ``image_size`` square."""
         return transforms.square(self.fit, self.image_size, self.resize, self.resample)
 
-    def pixels(self, images: Sequence[str | Path | np.ndarray]) -> np.ndarray:
+    def pixels(self, images: Sequence[str | Path | Array]) -> np.ndarray:
         """Image files and arrays, of any size → uint8 [n, s, s, c], as training and predict.py prepare images.
 
         Args:
@@ -65,18 +65,22 @@ class Card:
 
         Raises:
           CorruptImageError: a file that cannot be read.
-          UserError: an array of another shape, type or range.
+          UserError: no image, or an array of another shape, type or range.
         """
-        return np.stack([self._pixels(each, i) for i, each in enumerate(images)])
+        if not len(images):
+            raise UserError("no images are given")
+        return np.stack([self._pixels(each, place) for place, each in enumerate(images)])
 
-    def _pixels(self, image: str | Path | np.ndarray, place: int) -> np.ndarray:
-        if isinstance(image, np.ndarray):
+    def _pixels(self, image: Any, place: int) -> np.ndarray:
+        if isinstance(image, str | Path):
+            pixels = decode(Path(image).expanduser(), self.channels, image, upright=True)
+        elif isinstance(image, Array):
             try:
-                pixels = preparation.from_array(image, self.channels)
+                pixels = preparation.from_array(np.asarray(image), self.channels)
             except ValueError as error:
                 raise UserError(f"image {place}: {error}") from error
         else:
-            pixels = decode(Path(image).expanduser(), self.channels, image, upright=True)
+            raise UserError(f"image {place}: a path or an array is expected, got {type(image).__name__}")
         return self.transform()({"image": pixels})["image"]
 
     def prepare(self, images: Array) -> Array:

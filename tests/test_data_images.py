@@ -209,8 +209,11 @@ def test_a_missing_file_is_named(tmp_path: Path):
     ("data", "says"),
     [
         (b"", "an empty file"),
-        (b"hello", "no image of a known kind: JPEG, AVIF, BMP"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a known kind"),  # runs no Ghostscript
+        (b"hello", "damaged, or no image of a known kind: JPEG, AVIF, BMP"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "damaged, or no image of a known kind",
+        ),  # runs no Ghostscript
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "HEIC: pip install pillow-heif"),
     ],
 )

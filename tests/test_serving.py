@@ -121,7 +121,7 @@ sys.exit(bad)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=exported)
     assert done.returncode == 1, done.stderr
-    assert f"{bad}: not a readable image (no image of a known kind" in done.stderr
+    assert f"{bad}: not a readable image (damaged, or no image of a known kind" in done.stderr
     assert (exported / "use_exported.py").read_bytes() == Path(preparation.__file__).read_bytes()
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -155,7 +155,14 @@ def test_arrays_become_images_by_their_type(tmp_path):
     expected = known.pixels([path])
     assert (expected.shape, expected.dtype) == ((1, SIZE, SIZE, 3), np.uint8)
     opaque = np.dstack([color, np.full((60, 70), 255, np.uint8)])
-    for same in (color, color.astype(np.uint16) << 8 | 9, color / 255, (color / 255).astype(np.float32), opaque):
+    for same in (
+        color,
+        jax.numpy.asarray(color),
+        color.astype(np.uint16) << 8 | 9,
+        color / 255,
+        (color / 255).astype(np.float32),
+        opaque,
+    ):
         np.testing.assert_array_equal(known.pixels([same]), expected)
     gray = known.pixels([color[..., 0], color[..., :1], color[..., 0] / 255])
     for each in gray:
@@ -172,12 +179,15 @@ def test_arrays_become_images_by_their_type(tmp_path):
         (np.zeros((9, 9, 2), np.uint8), r"as \[h, w\] or \[h, w, 1, 3 or 4\], got the shape \[9, 9, 2\]"),
         (np.zeros((1, 9, 9, 3), np.uint8), r"got the shape \[1, 9, 9, 3\]"),
         (np.zeros((0, 9, 3), np.uint8), r"got the shape \[0, 9, 3\]"),
+        (Image.new("P", (9, 9)), "image 1: a path or an array is expected, got Image"),
         ("gone.png", r"gone\.png: not a readable image \(there is no such file\)"),
     ],
 )
 def test_arrays_of_no_known_range_and_missing_files_are_one_error(image, says):
     with pytest.raises(UserError, match=says):
         card("classify").pixels([np.zeros((9, 9), np.uint8), image])
+    with pytest.raises(UserError, match="no images are given"):
+        card("classify").pixels([])
 
 
 def test_a_network_takes_only_prepared_images():

@@ -24,11 +24,11 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 MODES = {1: "L", 3: "RGB"}  # channels → PIL's mode
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")  # PIL's names; and JPEG
-MOST_PIXELS = 2**28 // 3  # PIL's own limit, 89 million: 0.8 GB while they are decoded and converted
+MOST_PIXELS = 2**28 // 3  # PIL's own limit, 89 million: up to 1 GB while they are decoded and converted
 _TOO_MANY = f"{MOST_PIXELS // 10**6} million pixels: make it smaller, or save it as JPEG"
 MOST_COEFFICIENT_BYTES = 3 * 2**28  # of a progressive JPEG, which is held whole whatever its scale
 HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # brands, bytes 8 to 12 of a file
-_one_large = threading.Lock()  # reading in many threads, so that memory stays bounded
+_one_large = threading.Lock()
 
 
 def read(data: bytes | Path, channels: int, *, upright: bool = True) -> np.ndarray:
@@ -46,10 +46,12 @@ def read(data: bytes | Path, channels: int, *, upright: bool = True) -> np.ndarr
       ValueError: too many pixels, or pixels without a known range.
       Exception: of any kind, as PIL's decoders raise it for damaged files.
     """
-    with _opened(data) as image, _one_large if _pixels(image) > MOST_PIXELS // 2 else contextlib.nullcontext():
-        _scale(image)
-        converted, turn = _converted(image, MODES[channels]), orientation(image) if upright else 1
-        del image
+    with contextlib.ExitStack() as alone:
+        with _opened(data) as image:
+            alone.enter_context(_alone(image))
+            _scale(image)
+            converted, turn = _converted(image, MODES[channels]), orientation(image) if upright else 1
+        del image  # its memory is needed
         pixels = np.asarray(converted)
     pixels = pixels.reshape(*pixels.shape[:2], channels)
     return np.ascontiguousarray(_TURNS[turn](pixels)) if turn in _TURNS else pixels
@@ -71,7 +73,7 @@ def examine(path: Path) -> tuple[int, int, bool]:
     Raises:
       Exception: of any kind, as `read`.
     """
-    with _opened(path) as image, _one_large if _pixels(image) > MOST_PIXELS // 2 else contextlib.nullcontext():
+    with _opened(path) as image, _alone(image):
         # A PNG tells its orientation only once it is loaded, and a second attempt to load a damaged one does not fail.
         stored, turn = _stored(image), orientation(image) if image.format == "TIFF" else None
         _scale(image, least=8)
@@ -115,11 +117,16 @@ def _unknown(head: bytes) -> str:
         return "HEIC: pip install pillow-heif, which reads it, or save it as JPEG"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis") and "AVIF" not in formats():
         return "AVIF: pip install 'pillow>=11.3', which reads it, or save it as JPEG"
-    return f"no image of a known kind: {', '.join(('JPEG', *formats()))}" if head else "an empty file"
+    return f"damaged, or no image of a known kind: {', '.join(('JPEG', *formats()))}" if head else "an empty file"
 
 
 def _pixels(image: Image.Image) -> int:
     return image.size[0] * image.size[1]
+
+
+def _alone(image: Image.Image) -> contextlib.AbstractContextManager[Any]:
+    """Block in which no other large image is decoded, if this one is large; so memory is bounded with many threads."""
+    return _one_large if _pixels(image) > MOST_PIXELS // 2 else contextlib.nullcontext()
 
 
 def _stored(image: Image.Image) -> tuple[int, int]:

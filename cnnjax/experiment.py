@@ -109,12 +109,18 @@ def checks() -> Path:
     return checksum.cache_folder() / "checked"
 
 
+def usable(source: sources.Source) -> tuple[sources.Source, list[str]]:
+    """Examples of image files that can be used, and why the others cannot; a source of other kind is not read here.
+
+    Raises:
+      UserError: none can be used.
+    """
+    return sources.readable(source, checks()) if sources.of_files(source) else (source, [])
+
+
 def _checked(parts: Mapping[str, sources.Source], *, skip: bool) -> dict[str, sources.Source]:
     """Splits without the images that cannot be used, which are named and counted; without ``skip`` an error."""
-    found = {
-        part: sources.readable(source, checks()) if skip or sources.of_files(source) else (source, [])
-        for part, source in parts.items()
-    }
+    found = {part: sources.readable(source, checks()) if skip else usable(source) for part, source in parts.items()}
     errors = [error for _, bad in found.values() for error in bad]
     if errors and not skip:
         raise UserError(

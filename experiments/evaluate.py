@@ -163,17 +163,19 @@ def evaluate_boxes(config: Config, card: serving.Card) -> dict[str, Any]:
     """Evaluates a run whose task is about boxes on annotated images, and writes the report; returns the summary."""
     found = annotations.open(Path(config.dataset), config.split, classes=card.classes)
     objects = tasks.named(card.task).OBJECTS
-    data = annotations.AnnotatedImages(annotations.with_object_count(found, objects))
+    data, bad = experiment.usable(annotations.AnnotatedImages(annotations.with_object_count(found, objects)))
     source, served = sources.Mapped(data, card.transform()), config.network.load()
     mesh = experiment.mesh(config.batch_size)
     with experiment.opened(config, {"images": len(source), "data": fingerprint.of_source(source)}) as run:
         score = experiment.scorer(served.task, mesh, config.batch_size)
         outcome = score(sharding.place(served.variables, mesh), source, "")
         summary = {name.removeprefix("/"): x for name, x in outcome.figures.items()}
-        summary |= {"count": len(source), "faults": len(found.faults)}
+        summary |= {"count": len(source), "faults": len(found.faults), "unreadable": len(bad)}
         run.finish(summary)
         experiment.draw(run, {"boxes.png": lambda: experiment.examples(served, source)})
         experiment.conclude(run, {name: f"{x:.4g}" for name, x in summary.items()})
+    for error in bad:
+        print(f"left out: {error}", file=sys.stderr)
     return summary
 
 
@@ -184,11 +186,9 @@ def main(config: Config) -> dict[str, Any]:
     if tasks.named(card.task).task is not classify.task:
         return evaluate_boxes(config, card)
     names = [classify.named(each) for each in card.classes]
-    data, bad = load_data(config, names, card.channels), []
-    if sources.of_files(data):
-        data, bad = sources.readable(data, experiment.checks())
+    data, bad = experiment.usable(load_data(config, names, card.channels))
     blank = {"image": np.zeros((card.image_size, card.image_size, card.channels), np.uint8), "label": np.int32(0)}
-    source = sources.Lenient(sources.Mapped(data, card.transform()), blank)  # not of files, they are read only now
+    source = sources.Lenient(sources.Mapped(data, card.transform()), blank)  # images of no files may still be damaged
     served = config.network.load(random=config.output.smoke)
     with experiment.opened(config, {"images": len(source), "data": fingerprint.of_source(source)}) as run:
         rows = evaluate(served, source, config.batch_size)

@@ -86,7 +86,23 @@ def test_arrays_and_files_of_the_same_pixels_are_the_same(album):
 
 @pytest.mark.parametrize("fit", FITS)
 def test_every_shape_becomes_the_square(fit):
-    for size in ((121, 80), (80, 121), (41, 40), (32, 32), (5, 300), (1, 1)):
+    for size in ((121, 80), (80, 121), (41, 40), (32, 32), (5, 300), (1, 1), (1, 90000), (90000, 1)):
         pixels = np.zeros((*size, 3), np.uint8)
         geometry = preparation.geometry(fit, 32, 40, "bicubic", *size)
         assert preparation.moved(pixels, geometry).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("fit", ["crop", "center"])
+@pytest.mark.parametrize("upright", [False, True])
+def test_of_a_long_strip_the_middle_is_cut_as_ever(fit, upright, monkeypatch):
+    def cut(strip: np.ndarray, ratio: int) -> np.ndarray:
+        strip = strip.swapaxes(0, 1) if upright else strip
+        monkeypatch.setattr(preparation, "MOST_RATIO", ratio)
+        geometry = preparation.geometry(fit, 30, 40, "bilinear", *strip.shape[:2])
+        assert (geometry.window is None) == (ratio > 20)
+        return preparation.moved(np.ascontiguousarray(strip), geometry).astype(int)
+
+    noise = np.random.default_rng(2).integers(0, 256, (20, 400, 3), np.uint8)
+    assert np.abs(cut(noise, 5) - cut(noise, 64)).max() <= 1
+    ramp = np.linspace(0, 255, 399).astype(np.uint8)[None, :, None].repeat(20, 0)  # odd: half a pixel off the middle
+    assert np.abs(cut(ramp, 5) - cut(ramp, 64)).max() <= 1

@@ -111,7 +111,7 @@ def test_the_box_is_the_weighted_mean_of_predictions_relative_to_positions():
     np.testing.assert_allclose(codes[:, 2:], [[0.3, 0.4]] * 3, atol=1e-6)
 
 
-def test_a_run_leaves_every_figure_and_goes_on(rectangles, tmp_path):
+def test_a_run_leaves_every_figure_and_goes_on(rectangles, tmp_path, capsys):
     config = config_of(dataset=rectangles, run_dir=tmp_path / "run", smoke=True)
     summary = experiment.main(config)
     assert {"test/accuracy", "test/iou", "test/localization_accuracy", "test/iou/red", "valid/iou"} <= summary.keys()
@@ -139,6 +139,13 @@ def test_a_run_leaves_every_figure_and_goes_on(rectangles, tmp_path):
     assert scored["iou"] == pytest.approx(float(overlap.mean()), abs=1e-4)
     assert (scored["count"], scored["faults"]) == (60, 0)
     assert {"boxes.png", "summary.json"} <= {p.name for p in (tmp_path / "scored").iterdir()}
+
+    shutil.copytree(rectangles, tmp_path / "damaged")
+    (tmp_path / "damaged" / "JPEGImages" / "3.png").write_bytes(photo.read_bytes()[:100])
+    values = {"dataset": str(tmp_path / "damaged"), "run": tmp_path / "run", "run_dir": tmp_path / "rescored"}
+    scored = evaluate.main(settings.change(evaluate.Config(), **values))
+    assert (scored["count"], scored["unreadable"]) == (59, 1)
+    assert f"left out: {tmp_path}/damaged/JPEGImages/3.png: not a readable image" in capsys.readouterr().err
 
 
 def test_data_are_cut_reproducibly_and_boxes_follow_the_squeeze(rectangles):

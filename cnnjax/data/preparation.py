@@ -222,6 +222,7 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
 
 Fit = Literal["crop", "squeeze", "square", "center"]
 Resample = Literal["bilinear", "bicubic"]
+MOST_RATIO = 64  # of the sides of what is resized with crop and center
 Window = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
@@ -255,14 +256,19 @@ def geometry(fit: Fit, size: int, resize: int, resample: Resample, height: int, 
     if fit == "square":
         top, left = (height - short) // 2, (width - short) // 2
         return Geometry(output, output, window=(left, top, left + short, top + short), resample=resample)
+    # Only the middle of a long strip is resized, which is more than what is cut out: all of it could take gigabytes.
+    rows, columns = min(height, MOST_RATIO * short), min(width, MOST_RATIO * short)
+    left, top = (width - columns) // 2, (height - rows) // 2
+    window = None if (rows, columns) == (height, width) else (left, top, left + columns, top + rows)
     if fit == "crop":
         # Sizes are truncated and halves of offsets rounded to even, as in torchvision: a pixel more changes accuracies.
-        height, width = int(resize * height / short), int(resize * width / short)
-        corner = -round((height - size) / 2), -round((width - size) / 2)
-        return Geometry((height, width), output, corner, resample=resample)
+        rows, columns = int(resize * rows / short), int(resize * columns / short)
+        corner = -round((rows - size) / 2), -round((columns - size) / 2)
+        return Geometry((rows, columns), output, corner, window, resample=resample)
     factor = size / short
-    height, width = max(size, round(height * factor)), max(size, round(width * factor))
-    return Geometry((height, width), output, (-((height - size) // 2), -((width - size) // 2)), resample=resample)
+    rows, columns = max(size, round(rows * factor)), max(size, round(columns * factor))
+    corner = -((rows - size) // 2), -((columns - size) // 2)
+    return Geometry((rows, columns), output, corner, window, resample=resample)
 
 
 def moved(image: np.ndarray, geometry: Geometry, fill: int = 128) -> np.ndarray:

@@ -12,8 +12,8 @@ import numpy as np
 from flax import linen
 from jax.sharding import Mesh
 
-from cnnjax import compiler, fit, optim, plot, report, serving, settings, sharding, text, train, weights
-from cnnjax.data import augment, fingerprint, pipeline, sources
+from cnnjax import compiler, fit, optim, plot, report, serving, settings, sharding, train, weights
+from cnnjax.data import augment, fingerprint, pipeline, screening, sources
 from cnnjax.data.catalog import Splits
 from cnnjax.data.transforms import Transform
 from cnnjax.tasks import Prepare
@@ -23,7 +23,6 @@ from cnnjax.weights.hub import checksum
 
 Config = TypeVar("Config", bound=Any)
 SMOKE_EXAMPLES = 64
-MOST_NAMED = 20  # images that are skipped
 PICTURED = 24  # examples in one figure
 
 
@@ -92,7 +91,7 @@ def load(
     parts: dict[str, sources.Source] = dict(vars(splits))
     if smoke:
         parts = {part: _few(source) for part, source in parts.items()}
-    parts = _checked(parts, skip=reading.skip_corrupt)
+    parts = screening.screened(parts, checks(), skip=reading.skip_corrupt)
     for part, source in parts.items():
         if not (keep_train and part == "train"):
             source = source if transform is None else sources.Mapped(source, transform)
@@ -107,37 +106,6 @@ def _few(source: sources.Source) -> sources.Source:
 def checks() -> Path:
     """Folder that keeps verdicts on image files, see ``checking.verdicts``; it may be removed at any time."""
     return checksum.cache_folder() / "checked"
-
-
-def usable(source: sources.Source) -> tuple[sources.Source, list[str]]:
-    """Examples of image files that can be used, and why the others cannot; a source of other kind is not read here.
-
-    Raises:
-      UserError: none can be used.
-    """
-    return sources.readable(source, checks()) if sources.of_files(source) else (source, [])
-
-
-def _checked(parts: Mapping[str, sources.Source], *, skip: bool) -> dict[str, sources.Source]:
-    """Splits without the images that cannot be used, which are named and counted; without ``skip`` an error."""
-    found = {part: sources.readable(source, checks()) if skip else usable(source) for part, source in parts.items()}
-    errors = [error for _, bad in found.values() for error in bad]
-    if errors and not skip:
-        raise UserError(
-            f"{'; '.join(errors[:3])}{'; …' if len(errors) > 3 else ''}: {len(errors)} of "
-            f"{sum(map(len, parts.values()))} images cannot be used: repair or remove them, or give --skip-corrupt"
-        )
-    for error in errors[:MOST_NAMED]:
-        print(f"skipped: {text.one_line(error)}")
-    if len(errors) > MOST_NAMED:
-        print(f"skipped: … {len(errors) - MOST_NAMED} more, which inspect_data.py lists")
-    for part, (source, bad) in found.items():
-        if skip:
-            print(f"{part}: {len(source)} images, {len(bad)} corrupt ones skipped")
-    train = found["train"][0]
-    if errors and (lost := sources.absent_classes(train)):
-        raise UserError(f"no training image that can be used is left of {', '.join(lost)}: add images, or leave it out")
-    return {part: source for part, (source, _) in found.items()}
 
 
 def augmentation(

@@ -24,7 +24,7 @@ import tyro
 from sklearn.datasets import load_sample_images
 
 from cnnjax import atomic, cli, experiment, plot, report, serving, settings, sharding, tasks, weights
-from cnnjax.data import annotations, catalog, fingerprint, sources
+from cnnjax.data import annotations, catalog, fingerprint, screening, sources
 from cnnjax.data.formats import folders, tfds
 from cnnjax.metrics import classification
 from cnnjax.tasks import classify
@@ -163,7 +163,8 @@ def evaluate_boxes(config: Config, card: serving.Card) -> dict[str, Any]:
     """Evaluates a run whose task is about boxes on annotated images, and writes the report; returns the summary."""
     found = annotations.open(Path(config.dataset), config.split, classes=card.classes)
     objects = tasks.named(card.task).OBJECTS
-    data, bad = experiment.usable(annotations.AnnotatedImages(annotations.with_object_count(found, objects)))
+    data: sources.Source = annotations.AnnotatedImages(annotations.with_object_count(found, objects))
+    data, bad = screening.usable(data, experiment.checks())
     source, served = sources.Mapped(data, card.transform()), config.network.load()
     mesh = experiment.mesh(config.batch_size)
     with experiment.opened(config, {"images": len(source), "data": fingerprint.of_source(source)}) as run:
@@ -186,7 +187,7 @@ def main(config: Config) -> dict[str, Any]:
     if tasks.named(card.task).task is not classify.task:
         return evaluate_boxes(config, card)
     names = [classify.named(each) for each in card.classes]
-    data, bad = experiment.usable(load_data(config, names, card.channels))
+    data, bad = screening.usable(load_data(config, names, card.channels), experiment.checks())
     blank = {"image": np.zeros((card.image_size, card.image_size, card.channels), np.uint8), "label": np.int32(0)}
     source = sources.Lenient(sources.Mapped(data, card.transform()), blank)  # images of no files may still be damaged
     served = config.network.load(random=config.output.smoke)

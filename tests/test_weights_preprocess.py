@@ -44,9 +44,13 @@ def test_the_images_are_left_as_they_are():
     [
         (PIXELS, "keras", 'modes "tf", "torch" and "caffe", got \'keras\''),
         (PIXELS.astype(np.int64), "tf", "as uint8 or float, got int64"),
+        (PIXELS / 255, "tf", "pixels 0 … 255, got floats 0 … 1: scale or clip them"),
+        (PIXELS / -1, "tf", "got floats -255 … -0"),
+        (PIXELS * 2.0, "tf", "got floats 0 … 510"),
+        (np.full((2, 2, 3), np.nan), "tf", "got floats nan … nan"),
     ],
 )
-def test_another_mode_or_type_is_refused(images, mode, says):
+def test_another_mode_type_or_range_is_refused(images, mode, says):
     with pytest.raises(UserError, match=says):
         preprocess(images, mode)
 

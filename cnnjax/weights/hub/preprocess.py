@@ -30,11 +30,15 @@ def preprocess(images: Array, mode: Mode) -> Array:
 
     Raises:
       AssertionError: another shape.
-      UserError: another mode or type.
+      UserError: another mode or type; floats in a NumPy array that leave 0 … 255, or all lie in 0 … 1.
     """
     chex.assert_shape(images, (..., None, None, 3))
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, np.floating):
         raise UserError(f"preprocess takes pixels 0 … 255 as uint8 or float, got {images.dtype}")
+    if isinstance(images, np.ndarray) and images.dtype != np.uint8 and images.size:
+        low, high = images.min(), images.max()
+        if not (low >= 0 and high <= 255) or 0 < high <= 1:
+            raise UserError(f"preprocess takes pixels 0 … 255, got floats {low:g} … {high:g}: scale or clip them")
     xp = np if isinstance(images, np.ndarray) else jnp
     x = xp.asarray(images, np.float32)
     if mode == "tf":

@@ -1,4 +1,4 @@
-"""Images with boxes: Pascal VOC (LabelImg writes it), COCO JSON, VGG Image Annotator; recognized by content.
+"""Images with boxes: Pascal VOC (LabelImg writes it), COCO JSON, VGG Image Annotator, YOLO; recognized by content.
 
     found = annotations.open("animals", split="train")
     found.records[0].boxes      # float32 [k, 4], xyxy in pixels from 0
@@ -10,6 +10,7 @@ Faulty boxes are never used, and never left out silently: `FAULTS` gives the tre
 
 import importlib
 import pkgutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data import checking, formats, preparation
-from cnnjax.data.formats.annotated import AnnotatedImage, Box, Fault, Labelled, Read, table_file
+from cnnjax.data.formats.annotated import (
+    AnnotatedImage,
+    Box,
+    Fault,
+    Labelled,
+    Read,
+    Shape,
+    is_file,
+    split_folder,
+    table_file,
+)
 from cnnjax.data.formats.images import decode, header_size
 from cnnjax.types import UserError
 
@@ -37,6 +48,8 @@ FAULTS: Mapping[str, str] = {
     "missing picture": "there is no such file: left out",
     "unreadable picture": "it cannot be decoded: left out",
     "size": "not the picture's: left out, its boxes would be too",
+    "no class": "a category that only names the data set: left out",
+    "class listed twice": "two categories with one name: one class",
 }
 
 
@@ -56,6 +69,7 @@ class Record:
     labels: np.ndarray  # int32 [k], places in the classes
     difficult: np.ndarray  # bool [k], VOC's flag
     crowd: np.ndarray  # bool [k], COCO's flag: a box around many
+    shapes: tuple[Shape | None, ...] = ()  # outlines of the objects, see `formats.masks.rasterize`
 
 
 @dataclass(frozen=True)
@@ -79,9 +93,10 @@ def open(
 
     Args:
       path: folder with ``Annotations/*.xml`` and ``JPEGImages`` or xml beside the images (VOC), with
-        ``annotations/*.json`` or a JSON (COCO), with a JSON or CSV (VIA); or one of these files.
-      split: VOC: a list in ``ImageSets/Main``; else the file, by its name (``instances_val2017``) or the end of it
-        (``val2017``, which prefers ``instances_``). None: all, or the only file.
+        ``annotations/*.json`` or a JSON (COCO), with a JSON or CSV (VIA), with data.yaml, or ``labels`` beside
+        ``images`` (YOLO); or one of these files.
+      split: a sub-folder that has all this; VOC: a list in ``ImageSets/Main``; YOLO: an entry of data.yaml; else the
+        file, by its name (``instances_val2017``) or the end of it (``val2017``, ``val``). None: all, or the only file.
       classes: expected names, in the order of their labels; None: COCO's order, or by name, of the whole VOC folder.
       check: decode every image; one that cannot be used is left out and listed.
       cache: folder that keeps what the check finds out, see `checking.verdicts`.
@@ -100,15 +115,24 @@ def open(
     if check:
         records = _usable(records, {each.path: each.file for each in read.images}, faults, cache)
     if not records:
-        first = f"; {faults[0].file}: {faults[0].kind}, {faults[0].what}; {len(faults)} faults" if faults else ""
-        raise UserError(f"{path}: no picture with annotations is left{first}")
+        raise UserError(f"{path}: no picture with annotations is left{_commonest(faults)}")
     return Annotations(tuple(records), names, tuple(faults), kind)
+
+
+def _commonest(faults: Sequence[Fault]) -> str:
+    """The commonest kinds of faults with their numbers and an example of each, to go on with a message."""
+    first = {fault.kind: fault for fault in reversed(faults)}
+    counts = Counter(fault.kind for fault in faults).most_common(3)
+    parts = [f"{count} × {kind}, such as {first[kind].what} in {first[kind].file}" for kind, count in counts]
+    return f": {'; '.join(parts)}" if parts else ""
 
 
 def _read(path: Path, split: str | None) -> tuple[str, Read]:
     """Name of the format, and the result of its reader; see `formats.annotated`."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; expected annotations of Pascal VOC, COCO or VIA")
+        raise UserError(f"{path}: no such file or folder; expected annotations of Pascal VOC, COCO, VIA or YOLO")
+    if (folder := split_folder(path, split)) is not None:
+        path, split = folder, None
     names = [each.name for each in pkgutil.iter_modules(formats.__path__)]
     modules = [importlib.import_module(f"{formats.__name__}.{name}") for name in names]
     readers = {each.__name__.rpartition(".")[2]: each for each in modules if hasattr(each, "read_annotations")}
@@ -119,6 +143,8 @@ def _read(path: Path, split: str | None) -> tuple[str, Read]:
                 return name, read
         except UserError as error:  # another reader may know the file; if none does, the first problem is the user's
             problem = problem or error
+        except OSError as error:
+            problem = problem or UserError(f"{path}: {error.strerror} ({error.filename})")
     if problem is not None:
         raise problem
     file, expected = table_file(path, split) or path, ", ".join(reader.EXPECTED for reader in readers.values())
@@ -129,7 +155,7 @@ def _record(image: AnnotatedImage, labels: Mapping[str, int], faults: list[Fault
     """Image with the boxes that can be used; its faults are added to ``faults``."""
     size = image.size or header_size(image.path)
     if size is None:
-        kind = "unreadable picture" if image.path.is_file() else "missing picture"
+        kind = "unreadable picture" if is_file(image.path) else "missing picture"
         faults.append(Fault(image.file, "", kind, f"{image.path}, whose size is not written elsewhere"))
         return None
     kept: dict[tuple[Box, str], Labelled] = {}
@@ -151,6 +177,7 @@ def _record(image: AnnotatedImage, labels: Mapping[str, int], faults: list[Fault
         np.array([labels[label] for _, label in kept], np.int32),
         np.array([each.difficult for each in kept.values()], bool),
         np.array([each.crowd for each in kept.values()], bool),
+        tuple(each.shape for each in kept.values()),
     )
 
 
@@ -210,7 +237,7 @@ def _size_problem(record: Record, width: int, height: int) -> str:
 def _problem(record: Record, verdict: checking.Verdict) -> tuple[str, str]:
     """Kind of the fault and message if the image cannot be used, else nothing, as `picture` would find."""
     if verdict.error:
-        kind = "unreadable picture" if record.path.is_file() else "missing picture"
+        kind = "unreadable picture" if is_file(record.path) else "missing picture"
         return kind, f"{record.path}: {verdict.error}"
     width, height = verdict.width, verdict.height
     if verdict.sideways and (record.width, record.height) == (height, width):

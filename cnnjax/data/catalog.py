@@ -187,10 +187,10 @@ def load_annotated(path: Path, test_fraction: float, valid_fraction: float, obje
 def _named(path: Path) -> dict[str, annotations.Annotations]:
     """Splits that a folder names, with the classes of its training split; none where it names no training split."""
     found: dict[str, annotations.Annotations] = {}
-    for part, names in _PARTS.items() if path.is_dir() else ():
+    for part, names in _PARTS.items() if path.is_dir() or path.suffix in (".yaml", ".yml") else ():
         classes = found["train"].classes if found else None
         for name in names:
-            with contextlib.suppress(NoSplitError):
+            with contextlib.suppress(NoSplitError, annotations.NoAnnotationsError):
                 found[part] = annotations.open(path, name, classes=classes)
                 break
         if "train" not in found:

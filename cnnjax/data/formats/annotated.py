@@ -7,6 +7,7 @@ folder with XML files these are the annotations: its JSON and CSV files are igno
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,18 @@ from typing import Any, NamedTuple
 from cnnjax.types import UserError
 
 Box = tuple[float, float, float, float]
+Polygon = tuple[tuple[float, float], ...]  # corners (x, y) in pixels
+
+
+class Runs(NamedTuple):
+    """Run-length code of a mask, COCO's: lengths of runs of 0 and 1 in turn, down the columns of ``size``."""
+
+    size: tuple[int, int]  # (height, width)
+    counts: tuple[int, ...]
+
+
+Shape = tuple[Polygon, ...] | Runs
+"""Outline of an object: what lies in any of its polygons, or a mask; `masks.rasterize` draws it."""
 
 
 class NoSplitError(UserError):
@@ -31,7 +44,7 @@ class Fault(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """One object of an image: xyxy in pixels; a ``fault`` (kind, what) makes it unusable."""
+    """One object of an image: xyxy in pixels, and perhaps its outline; a ``fault`` (kind, what) makes it unusable."""
 
     name: str
     label: str
@@ -39,6 +52,7 @@ class Labelled(NamedTuple):
     difficult: bool = False
     crowd: bool = False
     fault: tuple[str, str] | None = None
+    shape: Shape | None = None
 
 
 class AnnotatedImage(NamedTuple):
@@ -62,7 +76,7 @@ class Read:
 
 def xml_files(path: Path) -> list[Path]:
     """XML files in the folder ``Annotations`` of a folder, else in itself, sorted; none if it is no folder."""
-    folders = (path / "Annotations", path)
+    folders = (path / "Annotations", path / "annotations", path)
     found = next((files for folder in folders if (files := sorted(folder.glob("*.xml")))), [])
     return [file for file in found if not file.name.startswith(".")]
 
@@ -70,7 +84,8 @@ def xml_files(path: Path) -> list[Path]:
 def table_file(path: Path, split: str | None) -> Path | None:
     """Path of the JSON or CSV file: ``path`` itself, or one in ``annotations`` or in ``path``; None if there is none.
 
-    ``split`` is the file's name (``instances_val2017``) or the end of it (``val2017``, which prefers ``instances_``).
+    ``split`` is the file's name (``instances_val2017``) or the end of it, with or without a year (``val``). A file with
+    ``instances_`` before it is preferred.
 
     Raises:
       NoSplitError: no file of the split.
@@ -78,17 +93,20 @@ def table_file(path: Path, split: str | None) -> Path | None:
     """
     if path.is_file():
         return path if path.suffix.lower() in (".json", ".csv") else None
-    found = sorted(p for base in (path / "annotations", path) for end in ("json", "csv") for p in base.glob(f"*.{end}"))
+    files = (file for base in (path / "annotations", path) for file in base.glob("*.*"))
+    found = sorted(file for file in files if file.suffix.lower() in (".json", ".csv") and not file.name.startswith("."))
     if not found or xml_files(path):
         return None
     chosen = found
     if split is not None:
-        exact = [file for file in found if file.stem in (split, f"instances_{split}")]
-        chosen = exact or [file for file in found if file.stem.endswith(f"_{split}")]
+        ends = rf"{re.escape(split)}(\d{{4}})?"
+        exact = [file for file in found if re.fullmatch(rf"(instances_)?{ends}", file.stem)]
+        chosen = exact or [file for file in found if re.search(rf"_{ends}$", file.stem)]
     if len(chosen) != 1:
         problem = "several files" if split is None else f"{len(chosen)} files for the split {split!r}"
         kind = UserError if chosen else NoSplitError
-        raise kind(f"{path}: {problem}; choose the split among {', '.join(file.stem for file in found)}")
+        names = ", ".join(file.stem for file in found)
+        raise kind(f"{path}: {problem}; choose a --split among {names}, or give one of the files")
     return chosen[0]
 
 
@@ -100,17 +118,52 @@ def json_content(file: Path) -> Any:
         raise UserError(f"{file}: not JSON ({error}): export the annotations again") from error
 
 
-def image_folder(file: Path, names: Sequence[str]) -> Path:
-    """Folder of the first image that is found.
+def image_paths(file: Path, names: Sequence[str]) -> list[Path]:
+    r"""Paths of images by the names in an annotation file, which may have ``\`` between folders.
 
-    Candidates are the folder called like the end of the file's name (``instances_val2017.json``: ``val2017``),
-    ``images`` and the file's own folder; each there and one folder up.
+    Names are relative to the folder called like the end of the file's name (``instances_val2017.json``: ``val2017``),
+    to ``images`` or to the file's own folder; each there and one folder up. Where there is no such folder, as in paths
+    of another computer, the only image of that name in one of them is taken.
     """
+    names = [portable(name) for name in names]
     end = file.stem.rpartition("_")[2]
-    folders = [base / below for base in (file.parent, file.parent.parent) for below in (end, "images", "")]
-    folders += [file.parent.parent / "images" / end]
+    below = [base / folder for base in (file.parent, file.parent.parent) for folder in (end, "images", "")]
+    folders = [*below, file.parent.parent / "images" / end]
     usual = file.parent.parent / end if file.parent.name == "annotations" else file.parent
-    return next((folder for name in names[:20] for folder in folders if (folder / name).is_file()), usual)
+    folder = next((each for name in names[:20] for each in folders if is_file(each / name)), usual)
+    paths = [folder / name for name in names]
+    if all(map(is_file, paths[:20])):
+        return paths
+    known: dict[str, set[Path]] = {}
+    for each in dict.fromkeys(folders):
+        for path in each.iterdir() if each.is_dir() else ():
+            known.setdefault(path.name, set()).add(path)
+    found = [known.get(path.name, set()) for path in paths]
+    return [
+        path if is_file(path) or len(same) != 1 else next(iter(same)) for path, same in zip(paths, found, strict=True)
+    ]
+
+
+def portable(name: str) -> str:
+    r"""Name of a file with ``/`` between its folders; Windows writes ``\``."""
+    return name.replace("\\", "/")
+
+
+def is_file(path: Path) -> bool:
+    """True for a file that is there; False also where there can be none of this name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, or one with a null character
+        return False
+
+
+def split_folder(path: Path, split: str | None) -> Path | None:
+    """Sub-folder of a split, its name in any case, with XML, JSON or CSV files, as Roboflow exports them; or None."""
+    if split is None or not path.is_dir():
+        return None
+    below = sorted(each for each in path.iterdir() if each.is_dir() and each.name.lower() == split.lower())
+    ends = ("*.xml", "*.json", "*.csv", "Annotations", "annotations")
+    return next((each for each in below if any(next(each.glob(end), None) for end in ends)), None)
 
 
 def class_names(images: Iterable[AnnotatedImage]) -> tuple[str, ...]:

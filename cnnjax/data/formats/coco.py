@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cnnjax.data.formats import annotated
-from cnnjax.data.formats.annotated import AnnotatedImage, Labelled, Read
+from cnnjax.data.formats import annotated, masks
+from cnnjax.data.formats.annotated import AnnotatedImage, Fault, Labelled, Read
 from cnnjax.types import UserError
 
 EXPECTED = "annotations/*.json (COCO: images, annotations)"
@@ -31,33 +31,64 @@ def read_annotations(path: Path, split: str | None) -> Read | None:
 
 
 def _read(content: Mapping[str, Any], file: Path) -> Read:
-    categories = sorted(content["categories"], key=lambda each: each["id"])
-    names = {each["id"]: str(each["name"]) for each in categories}
-    images = {each["id"]: each for each in content["images"]}
+    names, faults = _categories(content, file)
+    images = {_key(each["id"]): each for each in content["images"]}
     found: dict[Any, list[Labelled]] = {key: [] for key in images}
-    lost = []
     for each in content["annotations"]:
-        labelled = _object(each, names)
-        if each["image_id"] in found:
-            found[each["image_id"]].append(labelled)
+        labelled, image = _object(each, names), _key(each["image_id"])
+        if image in found:
+            found[image].append(labelled)
         else:
-            what = f"of image {each['image_id']}, which the file does not list"
-            lost.append(annotated.Fault(file, labelled.name, "no picture listed", what))
-    folder = annotated.image_folder(file, [str(each["file_name"]) for each in images.values()])
-    paths = {key: folder / each["file_name"] for key, each in images.items()}
-    read = [AnnotatedImage(key, paths[key], paths[key], _size(each), found[key]) for key, each in images.items()]
-    return Read(read, tuple(names.values()), tuple(lost))
+            what = f"of image {image}, which the file does not list"
+            faults.append(Fault(file, labelled.name, "no picture listed", what))
+    paths = annotated.image_paths(file, [str(each["file_name"]) for each in images.values()])
+    each_image = zip(images.items(), paths, strict=True)
+    read = [AnnotatedImage(key, path, path, _size(each), found[key]) for (key, each), path in each_image]
+    return Read(read, tuple(dict.fromkeys(names.values())), tuple(faults))
+
+
+def _key(value: Any) -> int | str:
+    """Id as a number where it is one: VIA writes "7", some programs 7.0."""
+    try:
+        number = float(value)
+        return int(number) if number == int(number) else str(value)
+    except (ValueError, OverflowError):
+        return str(value)
+
+
+def _categories(content: Mapping[str, Any], file: Path) -> tuple[dict[int | str, str], list[Fault]]:
+    """Names of the categories by id, by rising id, and what is wrong with them.
+
+    Roboflow lists its project as a category, over all others and without objects: it is left out. Of several categories
+    with one name one class is made.
+    """
+    listed = {_key(each["id"]): each for each in content["categories"]}
+    if len(listed) < len(content["categories"]):
+        raise ValueError("a category's id occurs twice")
+    used = {_key(each["category_id"]) for each in content["annotations"]}
+    above = {str(each.get("supercategory")) for each in listed.values()}
+    names: dict[int | str, str] = {}
+    faults = []
+    for key in sorted(listed, key=lambda key: (isinstance(key, str), key)):
+        name = str(listed[key]["name"]).strip()
+        if key not in used and name in above:
+            faults.append(Fault(file, name, "no class", f"category {key}, which only stands above others"))
+            continue
+        if name in names.values():
+            faults.append(Fault(file, name, "class listed twice", f"category {key} has the name of another"))
+        names[key] = name
+    return names, faults
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    width, height = int(image.get("width") or 0), int(image.get("height") or 0)
+    width, height = int(float(image.get("width") or 0)), int(float(image.get("height") or 0))
     return (width, height) if width > 0 and height > 0 else None
 
 
-def _object(each: Mapping[str, Any], names: Mapping[Any, str]) -> Labelled:
-    label = names.get(each["category_id"], "")
+def _object(each: Mapping[str, Any], names: Mapping[int | str, str]) -> Labelled:
+    label = names.get(_key(each["category_id"]), "")
     name = f"annotation {each.get('id')} ({label or each['category_id']})"
     box = annotated.from_xywh(each.get("bbox"))
     if box is None:
         return Labelled(name, label, fault=("unreadable", f"no bbox of four numbers, but {each.get('bbox')}"))
-    return Labelled(name, label, box, crowd=bool(each.get("iscrowd")))
+    return Labelled(name, label, box, crowd=bool(each.get("iscrowd")), shape=masks.from_coco(each.get("segmentation")))

@@ -1,23 +1,24 @@
-"""VGG Image Annotator (VIA) 1 and 2: a JSON of annotations, a whole project, or a CSV."""
+"""VGG Image Annotator (VIA) 1, 2 and 3: a JSON of annotations, a whole project, or a CSV."""
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnjax.data.formats import annotated
-from cnnjax.data.formats.annotated import AnnotatedImage, Labelled, Read
+from cnnjax.data.formats import annotated, masks
+from cnnjax.data.formats.annotated import AnnotatedImage, Box, Labelled, Polygon, Read
 from cnnjax.types import UserError
 
 EXPECTED = "a JSON or CSV (VGG Image Annotator)"
 
 
 def read_annotations(path: Path, split: str | None) -> Read | None:
-    """Reads rectangles, whose class is in a region attribute.
+    """Reads rectangles and, as the boxes around them, polygons, lines, circles, ellipses and points.
 
-    That attribute is the only one, or the one called class, label, category, name or type. If it is a checkbox, the
-    ticked option is the class.
+    The class is in a region attribute: the only one, or the one called class, label, category, name or type. If it is a
+    checkbox, the ticked option is the class.
 
     Raises:
       UserError: the file is not built like VIA's, nothing says which attribute holds the class, or it is not clear
@@ -32,8 +33,8 @@ def read_annotations(path: Path, split: str | None) -> Read | None:
     try:
         found = [(str(each["filename"]), _regions(each)) for each in entries]
         key = _class_attribute([region for _, regions in found for region in regions], file)
-        folder = annotated.image_folder(file, [name for name, _ in found])
-        images = [_image(folder / name, name, regions, key) for name, regions in found]
+        paths = annotated.image_paths(file, [name for name, _ in found])
+        images = [_image(path, *each, key) for path, each in zip(paths, found, strict=True)]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"{file}: not an export of VGG Image Annotator ({annotated.reason(error)}): export it again"
@@ -47,11 +48,49 @@ def _image(path: Path, name: str, regions: Iterable[Mapping[str, Any]], key: str
 
 def _json_entries(content: Any) -> list[Mapping[str, Any]] | None:
     """Entries of the images in a VIA JSON (annotations, or a whole project); None if it is something else."""
+    if isinstance(content, dict) and {"project", "file", "view", "metadata", "attribute"} <= content.keys():
+        return _third(content)
     if isinstance(content, dict):
         content = content.get("_via_img_metadata", content)
     entries = list(content.values()) if isinstance(content, dict) else []
     known = all(isinstance(each, dict) and {"filename", "regions"} <= each.keys() for each in entries)
     return entries if entries and known else None
+
+
+def _third(content: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+    """Entries as of VIA 2 from a project of VIA 3, which lists files, views of files, and shapes in views."""
+    try:
+        attributes = {key: (each["aname"], each.get("options") or {}) for key, each in content["attribute"].items()}
+        entries = {key: {"filename": each["src"], "regions": []} for key, each in content["file"].items()}
+        for each in content["metadata"].values():
+            if not each["xy"]:  # a remark on the whole file, or a part of a video
+                continue
+            (file,) = content["view"][each["vid"]]["fid_list"]
+            values = {}
+            for key, value in each["av"].items():
+                name, options = attributes[key]
+                values[name] = options.get(value, value)
+            entries[str(file)]["regions"].append({"shape_attributes": _shape(each["xy"]), "region_attributes": values})
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
+    return list(entries.values())
+
+
+_THIRD = {
+    2: ("rect", ("x", "y", "width", "height")),
+    3: ("circle", ("cx", "cy", "r")),
+    4: ("ellipse", ("cx", "cy", "rx", "ry")),
+    1: ("point", ("cx", "cy")),
+}
+
+
+def _shape(xy: Sequence[Any]) -> dict[str, Any]:
+    """Shape of VIA 3 (kind, then numbers) with the names of VIA 2."""
+    kind, *numbers = xy
+    if kind in _THIRD:
+        name, keys = _THIRD[kind]
+        return {"name": name, **dict(zip(keys, numbers, strict=False))}
+    return {"name": "polygon" if kind == 7 else "polyline", "all_points_x": numbers[::2], "all_points_y": numbers[1::2]}
 
 
 def _csv_entries(file: Path) -> list[Mapping[str, Any]] | None:
@@ -68,7 +107,7 @@ def _csv_entries(file: Path) -> list[Mapping[str, Any]] | None:
                 if shape:  # an image without regions has a row of empty ones
                     attributes = json.loads(row["region_attributes"])
                     entry["regions"].append({"shape_attributes": shape, "region_attributes": attributes})
-    except (ValueError, TypeError, csv.Error) as error:
+    except (ValueError, TypeError, RecursionError, csv.Error) as error:
         raise UserError(f"{file}: a damaged table of VGG Image Annotator ({error}): export it again") from error
     return list(entries.values())
 
@@ -93,7 +132,33 @@ def _object(region: Mapping[str, Any], place: int, key: str) -> Labelled:
     ticked = [name for name, on in value.items() if on] if isinstance(value, dict) else [value]
     label = str(ticked[0]).strip() if len(ticked) == 1 else ""
     name = f"region {place} ({label})"
-    if shape.get("name") != "rect":
-        return Labelled(name, label, fault=("unreadable", f"a {shape.get('name')}, not a rect"))
-    box = annotated.from_xywh([shape.get(side) for side in ("x", "y", "width", "height")])
-    return Labelled(name, label, box) if box else Labelled(name, label, fault=("unreadable", "no four numbers"))
+    box, polygon = _box(shape)
+    if box is None or not all(map(math.isfinite, box)):
+        return Labelled(name, label, fault=("unreadable", f"a {shape.get('name')} without the numbers it needs"))
+    return Labelled(name, label, box, shape=(polygon,) if polygon else None)
+
+
+def _box(shape: Mapping[str, Any]) -> tuple[Box | None, Polygon]:
+    """Box around a shape, and its outline where it has one."""
+    kind = shape.get("name")
+    if kind == "rect":
+        return annotated.from_xywh([shape.get(side) for side in ("x", "y", "width", "height")]), ()
+    if kind in ("circle", "ellipse"):
+        radii = ("r", "r") if kind == "circle" else ("rx", "ry")
+        numbers = _numbers([*(shape.get(name) for name in ("cx", "cy", *radii)), shape.get("theta") or 0])
+        outline = masks.ellipse(*numbers) if numbers else ()
+        return masks.box([outline]), outline
+    if kind == "point":
+        x, y = _numbers([shape.get("cx"), shape.get("cy")]) or (math.nan, math.nan)
+        return (x, y, x, y), ()  # without area: a fault that names it
+    xs, ys = _numbers(shape.get("all_points_x") or ()), _numbers(shape.get("all_points_y") or ())
+    corners = tuple(zip(xs, ys, strict=True))
+    return masks.box([corners]), corners if kind == "polygon" and len(corners) > 2 else ()
+
+
+def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
+    """Numbers, or nothing where one is none."""
+    try:
+        return tuple(map(float, values))
+    except (TypeError, ValueError):
+        return ()

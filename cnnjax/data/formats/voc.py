@@ -5,9 +5,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from cnnjax.data.formats.annotated import AnnotatedImage, Fault, Labelled, NoSplitError, Read, class_names, xml_files
-from cnnjax.data.formats.images import SUFFIXES
+from cnnjax.data.formats.images import is_image
 from cnnjax.types import UserError
 
+FOLDERS = ("JPEGImages", "images", "Images", "img")
 EXPECTED = "Annotations/*.xml or xml beside the images (Pascal VOC)"
 
 
@@ -25,7 +26,7 @@ def read_annotations(path: Path, split: str | None) -> Read | None:
     files = xml_files(path)
     if not files:
         return None
-    pool = _Pool(next((p for p in (path / "JPEGImages", path / "images") if p.is_dir()), path))
+    pool = _Pool(next((path / name for name in FOLDERS if (path / name).is_dir()), path))
     found, errors = [], []
     for file in files:
         try:
@@ -44,7 +45,7 @@ def _listed(folder: Path, split: str, images: Sequence[AnnotatedImage]) -> tuple
     file = lists / f"{split}.txt"
     if not file.is_file():
         there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
-        raise NoSplitError(f"{file}: no such list; splits there: {there}")
+        raise NoSplitError(f"{file}: no such list; --split may be one of: {there}")
     known, chosen, faults = {image.id: image for image in images}, {}, []
     for line in filter(None, map(str.strip, file.read_text(encoding="utf-8", errors="replace").splitlines())):
         name = line if line in known else line.split()[0]  # the lists of one class have a second column
@@ -67,7 +68,7 @@ class _Pool:
     """Images in a folder, by name and by name without ending."""
 
     def __init__(self, folder: Path) -> None:
-        paths = [path for path in sorted(folder.iterdir(), reverse=True) if path.suffix.lower() in SUFFIXES]
+        paths = [path for path in sorted(folder.iterdir(), reverse=True) if is_image(path)]
         self.folder, self.names, self.stems = folder, {p.name: p for p in paths}, {p.stem: p for p in paths}
 
     def find(self, stem: str, name: str) -> Path:

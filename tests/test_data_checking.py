@@ -80,6 +80,8 @@ def test_a_cache_that_cannot_be_written_and_odd_names_do_no_harm(tmp_path):
     photo(tmp_path / "a.jpg").rename(path)
     for cache in (tmp_path / "file" / "cache", tmp_path / "cache", tmp_path / "cache"):
         assert checking.verdicts([path], cache) == [(60, 40, False, "")]
+        impossible = [tmp_path / "a\0.jpg", tmp_path / "a\0b" / "c.jpg", tmp_path / ("long" * 99) / "c.jpg"]
+        assert all(each.error.startswith("not a readable image") for each in checking.verdicts(impossible, cache))
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")  # about some of the damage

@@ -77,7 +77,7 @@ def _examine(path: Path) -> Verdict:
 def _state(path: Path) -> State | None:
     try:
         stat = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # no such file, or a name that none can have
         return None
     return stat.st_size, stat.st_mtime_ns
 
@@ -85,7 +85,7 @@ def _state(path: Path) -> State | None:
 def _key(folder: Path) -> str:
     """Name for the folder and for what reads its files: another version of PIL may read more, or less."""
     reader = f"{FORM} {PIL.__version__} {preparation.formats()} {preparation.MOST_PIXELS}"
-    return hashlib.sha256(os.fsencode(folder.resolve()) + reader.encode()).hexdigest()[:32]
+    return hashlib.sha256(os.fsencode(os.path.abspath(folder)) + reader.encode()).hexdigest()[:32]
 
 
 def _read(file: Path | None) -> Entries:

@@ -155,7 +155,7 @@ def leaves(variables):
 
 def test_a_new_head_and_none(mobilenet):
     whole = leaves(weights.load(mobilenet, models.create("mobilenet_v1", width=0.25)))
-    with pytest.raises(UserError, match='with num_classes=5; head="new" starts a new head'):
+    with pytest.raises(UserError, match='1000 classes: give num_classes=1000; or head="new" starts a head of 5'):
         weights.load(mobilenet, models.create("mobilenet_v1", width=0.25, num_classes=5))
     new = leaves(weights.load(mobilenet, models.create("mobilenet_v1", width=0.25, num_classes=5), head="new"))
     none = leaves(weights.load(mobilenet, models.create("mobilenet_v1", width=0.25, num_classes=None)))

@@ -72,7 +72,7 @@ REFUSED = {
     "torch.load": (named("torch.load") + CALL, "torch.load"),
     "torch.hub": (named("torch.hub.load") + CALL, "torch.hub.load"),
     "a module": (named("torch.nn.modules.linear.Linear") + b")\x81}b", "torch.nn.modules.linear.Linear"),
-    "numpy": (named("numpy.core.multiarray._reconstruct") + tup(b"N") + b"R", "numpy.core.multiarray._reconstruct"),
+    "numpy": (named("numpy.load") + tup(text("x.npy")) + b"R", "numpy.load"),
     "__reduce__": (
         text("collections") + text("OrderedDict.__reduce__") + b"\x93)R",
         "collections.OrderedDict.__reduce__",
@@ -107,9 +107,25 @@ REFUSED = {
     "a pair of three": (ORDERED + tup(b"](](NNNee") + b"R", "OrderedDict of a list of a list"),
     "a pair of letters": (ORDERED + tup(b"](" + text("ab") + b"e") + b"R", "OrderedDict of a list of a str"),
     "a module, protocol 4": (text("torch.nn") + text("Linear") + b"\x93)\x81}b", "torch.nn.Linear"),
-    "bytes": (b"C\x01x", "SHORT_BINBYTES"),
-    "a set": (b"\x8f", "EMPTY_SET"),
+    "a bytearray": (b"\x96\x01" + bytes(7) + b"x", "BYTEARRAY8"),
+    "an object of a class": (ORDERED + b")\x81", "OrderedDict"),
     "names in many lines": (text("os\n\x1b[2J") + text("system" * 99) + b"\x93", "os"),
+}
+
+
+# Values beside the weights, as NumPy, argparse, pathlib and torch pickle them: (opcodes, the type that is read past).
+LATIN = named("_codecs.encode") + tup(text("\x00" * 8), text("latin1")) + b"R"
+FLOAT64 = named("numpy.dtype") + tup(text("f8"), b"\x89", b"\x88") + b"R" + tup(whole(3), text("<"), b"NNN") + b"b"
+ARRAY = named("numpy._core.multiarray._reconstruct") + tup(named("numpy.ndarray"), whole(0) + b"\x85", LATIN) + b"R"
+VALUES = {
+    "a number": named("numpy._core.multiarray.scalar") + tup(FLOAT64, LATIN) + b"R",
+    "an array": ARRAY + tup(whole(1), whole(1) + b"\x85", FLOAT64, b"\x89", b"C\x08" + bytes(8)) + b"b",
+    "arguments": named("argparse.Namespace") + b")\x81" + dictionary(text("lr"), whole(1)) + b"b",
+    "a path": named("pathlib.PosixPath") + tup(text("/"), text("data")) + b"R",
+    "a device": named("torch.device") + tup(text("cuda"), whole(0)) + b"R",
+    "a defaultdict": named("collections.defaultdict") + tup(named("builtins.set")) + b"R" + text("x") + b"Ns",
+    "a set": b"\x8f(" + whole(1) + b"\x90",
+    "a set, protocol 2": named("__builtin__.set") + tup(b"](" + whole(1) + b"e") + b"R",
 }
 
 
@@ -165,6 +181,16 @@ def test_a_malicious_pickle_is_refused_in_every_place(tmp_path, marker):
 def test_what_is_no_plain_container_is_refused_by_name(tmp_path, name):
     item, says = REFUSED[name]
     refused(tmp_path / "it.pth", zipped(pickled(item)), says, "refused, only tensors")
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_beside_the_weights_are_read_past(tmp_path, name):
+    state = dictionary(text("w"), tensor())
+    saved = pickled(dictionary(text("best"), VALUES[name], text("net"), state), protocol=4)
+    assert same(load(tmp_path / "it.pth", zipped(saved)), {"w": X})
+    saved = pickled(dictionary(text("w"), tensor(), text("best"), VALUES[name]), protocol=4)
+    assert same(load(tmp_path / "it.pth", zipped(saved)), {"w": X})
+    refused(tmp_path / "it.pth", zipped(pickled(VALUES[name], protocol=4)), "expected a state dict")
 
 
 BROKEN = {

@@ -54,7 +54,7 @@ def test_what_torch_wrote(tmp_path, kind):
     "saved",
     [
         dictionary(text("w"), tensor()),
-        dictionary(text("module.w"), tensor(), text("module.bn.num_batches_tracked"), tensor((), (), 5)),
+        dictionary(text("w"), tensor(), text("bn.num_batches_tracked"), tensor((), (), 5)),
         dictionary(text("epoch"), whole(3), text("state_dict"), dictionary(text("w"), tensor())),
         dictionary(
             *(text("rate"), b"G?\xe0\0\0\0\0\0\0"),

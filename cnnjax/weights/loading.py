@@ -1,5 +1,7 @@
 """Weights of a file, arranged into the variables of a model."""
 
+import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -9,8 +11,10 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from cnnjax import text
 from cnnjax.types import Key, PyTree, UserError
-from cnnjax.weights import formats, rules
+from cnnjax.weights import formats, matching, rules
+from cnnjax.weights.fitting import Wanted
 from cnnjax.weights.formats.content import Content
 from cnnjax.weights.rules import Filling, Place, Slot, Structure
 
@@ -36,9 +40,17 @@ def read(
     optional = frozenset(whole.slots.keys() - needed.slots.keys())
     if head == "new":
         optional |= frozenset(path for path in needed.slots if "head" in path)
+
+    def body() -> frozenset[Place]:
+        bare = rules.structure(model.clone(num_classes=None), image_shape) if _has_head(model) else needed
+        return frozenset(bare.slots)
+
     with formats.opened(path) as content:
-        plan = rules.match(content, model, whole, optional, str(path))
+        wanted = Wanted(model, whole, optional, head == "new", body)
+        plan, content = matching.match(content, wanted, str(path))
         host = _values(content, needed, plan, path)
+    if content.notes:
+        print(text.one_line(f"{path}: {'; '.join(content.notes)}"), file=sys.stderr)
     if reverse_channels:
         host |= _reversed(host, image_shape[-1], path)
     values = {where: jax.device_put(value) for where, value in host.items()}
@@ -52,7 +64,7 @@ def _has_head(model: linen.Module) -> bool:
     return getattr(model, "num_classes", 0) is not None
 
 
-def _values(content: Content, needed: Structure, plan: dict[Place, Filling], path: Path) -> dict[Place, np.ndarray]:
+def _values(content: Content, needed: Structure, plan: Mapping[Place, Filling], path: Path) -> dict[Place, np.ndarray]:
     """The value of every planned slot, in memory of its own."""
 
     def value(where: Place) -> np.ndarray:

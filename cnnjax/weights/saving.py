@@ -13,8 +13,9 @@ from flax import traverse_util
 
 from cnnjax import atomic
 from cnnjax.types import PyTree, UserError
-from cnnjax.weights import rules
+from cnnjax.weights import own, rules
 
+_SHOWN = 20  # most names of each side in an error
 _LENGTH = 8  # bytes at the beginning, which hold the length of the header
 
 
@@ -53,7 +54,7 @@ def save(
 
 def _about(model: linen.Module, values: memoryview) -> dict[str, str]:
     """The texts in the header that name the format and the model, and the checksum of the values."""
-    fields = json.dumps(rules.fields(model))
+    fields = json.dumps(own.fields(model))
     return {"format": "cnnjax", "model": type(model).__name__, "fields": fields, "crc32": f"{zlib.crc32(values):08x}"}
 
 
@@ -68,7 +69,7 @@ def _check(flat: dict[str, np.ndarray], model: linen.Module) -> None:
     """UserError unless these are exactly the arrays of the model, of its shapes and types, and finite."""
     slots = {"/".join(where): slot for where, slot in rules.structure(model, model.image_shape).slots.items()}
     if flat.keys() != slots.keys():
-        lacks, more = (sorted(a.keys() - b.keys())[: rules.SHOWN] for a, b in ((slots, flat), (flat, slots)))
+        lacks, more = (sorted(a.keys() - b.keys())[:_SHOWN] for a, b in ((slots, flat), (flat, slots)))
         raise UserError(f"these are not the variables of this {type(model).__name__}: without {lacks}, but with {more}")
     for key, x in flat.items():
         slot = slots[key]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cnnjax.types import UserError
-from cnnjax.weights.formats import mapped_zip
+from cnnjax.weights.formats import elsewhere, mapped_zip
 from cnnjax.weights.formats.content import Content, Format, Signature
 
 _HEAD = 512  # bytes of a file by which formats are recognized
@@ -44,10 +44,13 @@ def recognized(path: Path) -> Format:
     """Format of a file or a folder.
 
     Raises:
-      UserError: no format recognizes it, or several do.
+      UserError: no format recognizes it, or several do; for files of other programs it names a way to one.
     """
     found, formats = signature(path), known()
     fitting = [each for each in formats if each.recognizes(found)]
+    # Any folder may be one of Orbax. Of files the content decides, before a name's ending does.
+    if (path.is_dir() or not fitting) and (route := elsewhere.route(found)) is not None:
+        raise UserError(f"{path} {route}")
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

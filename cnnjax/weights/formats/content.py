@@ -35,12 +35,16 @@ class Content(NamedTuple):
       tensors: arrays by key, in the order of the file.
       about: of a file that cnnjax wrote: the class of the model as "model" with its "fields" as JSON, or the name of
         the variant as "variant".
+      notes: what was chosen or left out in the file, for the screen: ends of a sentence that begins with its path.
+      plain: names of layers without arrays, where the format has them.
     """
 
     names: str
     kind: str
     tensors: Mapping[str, Tensor]
     about: Mapping[str, str] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
 
 
 class Signature(NamedTuple):
@@ -72,14 +76,13 @@ class Format(NamedTuple):
     opened: Callable[[Path], AbstractContextManager[Content]]
 
 
-def from_keys(kind: str, tensors: Mapping[str, Tensor]) -> Content:
-    """Content of a format that does not name the publisher: the form of the keys shows it.
+_COUNTERS = ("num_batches_tracked", "n_averaged")  # of torch's BatchNorm and of its AveragedModel
 
-    The prefix ``module.`` of torch's DataParallel is taken off, the counters ``num_batches_tracked`` are left out.
-    """
-    kept = {key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
-    prefix = "module." if all(key.startswith("module.") for key in kept) else ""
-    return Content(_names_of(kept), kind, {key.removeprefix(prefix): tensor for key, tensor in kept.items()})
+
+def from_keys(kind: str, tensors: Mapping[str, Tensor]) -> Content:
+    """Content of a format that does not name the publisher: the form of the keys shows it. Counters are left out."""
+    kept = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[2] not in _COUNTERS}
+    return Content(_names_of(kept), kind, kept)
 
 
 def _names_of(keys: Iterable[str]) -> str:

@@ -125,14 +125,14 @@ def content(path: Path, memory: np.ndarray, kind: str, layers: Mapping[str, Laye
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(h5py.File(view, "r"))
-            tensors = _weights(path, file.id, view, layers)
+            tensors, plain = _weights(path, file.id, view, layers)
         except UserError:
             raise
         # The library raises every kind of exception for a damaged file.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} is a damaged HDF5 file, or not by Keras ({reason}): fetch it again") from error
-        yield Content("keras", kind, tensors)
+        yield Content("keras", kind, tensors, plain=plain)
 
 
 def _objects(file: h5f.FileID, view: _File) -> tuple[dict[str, h5g.GroupID], dict[str, h5d.DatasetID]]:
@@ -221,8 +221,13 @@ def _check_places(datasets: Mapping[str, h5d.DatasetID], file: _File) -> None:
         raise ValueError(f"an array where structure is, at byte {structure[wrong][0, 0]}")
 
 
-def _weights(path: Path, file: h5f.FileID, view: _File, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
-    """The arrays by ``layer/weight``, without the state of the optimizer and the seeds of Dropout."""
+def _weights(
+    path: Path, file: h5f.FileID, view: _File, layers: Mapping[str, Layer]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The arrays by ``layer/weight``, without the state of the optimizer and the seeds of Dropout; layers without any.
+
+    A layer without arrays has the name of its group, which Keras 3 makes from its class.
+    """
     groups, datasets = _objects(file, view)
     root = "model_weights/" if "model_weights" in groups else ""
     names = [
@@ -236,7 +241,9 @@ def _weights(path: Path, file: h5f.FileID, view: _File, layers: Mapping[str, Lay
     else:
         keys = keras_names.legacy(shapes)
     _check_places(datasets, view)
-    return {key: tensors[name] for key, name in keys.items()}
+    parts = {part for name in names for part in name.split("/")}
+    plain = {group.removesuffix("/vars").rpartition("/")[2] for group in groups if group.startswith(root)} - parts
+    return {key: tensors[name] for key, name in keys.items()}, tuple(sorted(plain))
 
 
 def _layer(group: h5g.GroupID) -> str | None:

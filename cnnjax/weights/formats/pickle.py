@@ -7,7 +7,6 @@ only containers and descriptions of tensors, and call nothing.
 import mmap
 import pickletools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from cnnjax.types import UserError
+from cnnjax.weights.formats.pickle_values import VALUES, Global, Inert, Storage, TorchTensor
 
 MAX_OPCODES = 500_000  # a tensor takes about 40; a model has some hundreds of tensors
 MAX_DIMS = 32
@@ -35,41 +35,16 @@ _ORDERED_DICT, _PARAMETER = "collections OrderedDict", "torch._utils _rebuild_pa
 # Function → number of its arguments; torch before 0.4 wrote the first.
 _TENSOR = {"torch._utils _rebuild_tensor": 4, "torch._utils _rebuild_tensor_v2": 6}
 _UNKNOWN = "any opcode that is not known"
-GLOBALS = frozenset({*STORAGES, *_TENSOR, _ORDERED_DICT, _PARAMETER})
+GLOBALS = frozenset({*STORAGES, *_TENSOR, _ORDERED_DICT, _PARAMETER, *VALUES})
 _KEYS = (str, int, float, bool, type(None))  # cheap to hash: nested tuples can take forever
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Storage of ``numel`` values, one after the other, which the file holds under ``key``."""
-
-    dtype: np.dtype
-    key: str
-    numel: int
-
-
-@dataclass(frozen=True, slots=True)
-class TorchTensor:
-    """Description of a tensor in a file: elements of a storage; ``offset`` and ``stride`` are counted in elements."""
-
-    storage: Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Global:
-    """A function or class that a pickle names; it is never looked up."""
-
-    name: str  # "module name"
 
 
 def load(file: IO[bytes] | mmap.mmap, path: Path) -> tuple[Any, Mapping[str, Storage]]:
     """Reads the next pickle of ``file``: its object, and all storages that it mentions, by key.
 
     Dicts and OrderedDicts become dicts; tensors and parameters become TorchTensor, not yet compared with the data of
-    their storages. The position of ``file`` is then the end of the pickle.
+    their storages; values of the few other types that training loops save become Inert. The position of ``file`` is
+    then the end of the pickle.
 
     Args:
       file: at the beginning of a pickle.
@@ -173,9 +148,12 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
     def extend(self, values: Iterable[Any]) -> None:
-        self.container(list).extend(values)
+        if type(self.stack[-1]) is not Inert:
+            self.container(list).extend(values)
 
     def update(self, values: list[Any]) -> None:
+        if type(self.stack[-1]) is Inert:
+            return
         target = self.container(dict)
         if len(values) % 2:
             raise _damaged(self.path, "a key without a value")
@@ -217,7 +195,9 @@ class _Machine:
         name = function.name if type(function) is Global else f"a {type(function).__name__}"
         if type(args) is not tuple:
             raise _damaged(self.path, f"{name} is called without arguments")
-        if name == _ORDERED_DICT:
+        if type(function) is Global and name in VALUES:
+            self.push(Inert(name))
+        elif name == _ORDERED_DICT:
             self.push(self.ordered_dict(args))
         elif name in _TENSOR and len(args) == _TENSOR[name]:
             self.push(self.tensor(*args[:4]))
@@ -244,9 +224,20 @@ class _Machine:
             raise _damaged(self.path, "a tensor that is not described by a storage and whole numbers")
         return TorchTensor(storage, offset, size, stride)
 
+    def new(self, _: Any) -> None:
+        """Stands for an object of a class that is one of the other types; refuses any other class."""
+        kind, _ = self.pop(2)
+        if type(kind) is not Global or kind.name not in VALUES:
+            made = _shown(kind.name) if type(kind) is Global else f"a {_kind(kind)}"
+            raise _refused(self.path, f"makes an object of {made}")
+        self.push(Inert(kind.name))
+
     def build(self, _: Any) -> None:
-        """Drops the attributes of a state dict: ``_metadata``, the versions of its layers."""
-        if type(self.stack.pop()) is not dict:
+        """Drops the attributes of an Inert, and of a state dict: ``_metadata``, the versions of its layers."""
+        state = self.stack.pop()
+        if type(self.stack[-1]) is Inert:
+            return
+        if type(state) is not dict:
             raise _refused(self.path, "sets a state that is not a dict")
         self.container(dict)
 
@@ -264,9 +255,10 @@ def _nothing(machine: _Machine, arg: Any) -> None:
 _Action = Callable[[_Machine, Any], None]
 _NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
 _TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING")  # Python 2 wrote the last two
+_BYTES = ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8")
 _ACTIONS: dict[str, _Action] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), _nothing),
-    **dict.fromkeys((*_NUMBERS, *_TEXTS), _Machine.push),
+    **dict.fromkeys((*_NUMBERS, *_TEXTS, *_BYTES), _Machine.push),
     _UNKNOWN: _Machine.refuse,
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
@@ -281,6 +273,8 @@ _ACTIONS: dict[str, _Action] = {
     "TUPLE3": lambda machine, _: machine.push(machine.pop(3)),
     "APPEND": lambda machine, _: machine.extend(machine.pop(1)),
     "APPENDS": lambda machine, _: machine.extend(machine.pop_marked()),
+    "EMPTY_SET": lambda machine, _: machine.push(Inert("builtins set")),
+    "ADDITEMS": lambda machine, _: machine.extend(machine.pop_marked()),
     "SETITEM": lambda machine, _: machine.update(list(machine.pop(2))),
     "SETITEMS": lambda machine, _: machine.update(machine.pop_marked()),
     **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put),
@@ -290,5 +284,6 @@ _ACTIONS: dict[str, _Action] = {
     "STACK_GLOBAL": _Machine.stack_global,
     "BINPERSID": _Machine.storage,
     "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.new,
     "BUILD": _Machine.build,
 }

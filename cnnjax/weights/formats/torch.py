@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from cnnjax.types import UserError
-from cnnjax.weights.formats import mapped_zip, pickle
+from cnnjax.weights.formats import mapped_zip, pickle, state_dicts
 from cnnjax.weights.formats.content import Content, Format, Signature, Tensor, from_keys, mapped
 from cnnjax.weights.formats.mapped_zip import MappedZip
-from cnnjax.weights.formats.pickle import Storage, TorchTensor
+from cnnjax.weights.formats.pickle_values import Storage, TorchTensor
+from cnnjax.weights.formats.state_dicts import SAVE_AGAIN
 
 PICKLE_LIMIT = 64 << 20  # bytes
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format: torch.serialization
 _MAGIC_PICKLED = b"\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."
 _TAR = b"ustar"  # at byte 257
-SAVE_AGAIN = "load it with torch and save it anew: torch.save(model.state_dict(), ...)"
 
 Fetch = Callable[[Storage], np.ndarray]  # gives the bytes of a storage
 
@@ -49,9 +49,9 @@ def _is_tar(head: bytes) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """Opens a state dict that torch saved, by itself or under "state_dict" or "model" of a dict.
+    """Opens a state dict that torch saved, by itself or in what a training loop saved (``state_dicts.chosen``).
 
-    The prefix ``module.`` of DataParallel is taken off; ``num_batches_tracked`` is left out.
+    Counters such as ``num_batches_tracked`` are left out.
 
     Raises:
       UserError: the file is of another format, damaged, or asks for more than tensors and plain containers.
@@ -59,7 +59,9 @@ def opened(path: Path) -> Iterator[Content]:
     with path.open("rb") as file:
         head = file.read(512)
     saved, fetch = _zipped(path) if head.startswith(mapped_zip.MAGIC) else _legacy(path, head)
-    yield from_keys("torch file", {key: _tensor(path, key, it, fetch) for key, it in _state(path, saved).items()})
+    state, notes = state_dicts.chosen(saved, path)
+    content = from_keys("torch file", {key: _tensor(path, key, it, fetch) for key, it in state.items()})
+    yield content._replace(notes=notes)
 
 
 def _check_legacy(path: Path, head: bytes) -> None:
@@ -67,19 +69,6 @@ def _check_legacy(path: Path, head: bytes) -> None:
         raise UserError(f"{path} is a tar archive, as torch wrote before 0.1.10: {SAVE_AGAIN}")
     if not _is_legacy(head):
         raise UserError(f"{path} begins with {head[:8]!r}: expected a file of torch.save, or it is cut off")
-
-
-def _state(path: Path, saved: Any) -> dict[str, TorchTensor]:
-    """The state dict in a saved object."""
-    if type(saved) is dict:
-        saved = next((saved[name] for name in ("state_dict", "model") if type(saved.get(name)) is dict), saved)
-    if type(saved) is not dict:
-        raise UserError(f"{path} holds a {type(saved).__name__}, expected a state dict: {SAVE_AGAIN}")
-    for key, value in saved.items():
-        if type(key) is not str or type(value) is not TorchTensor:
-            shown = f"{str(key)[:80]!r}, a {type(value).__name__}"
-            raise UserError(f"{path} holds {shown}, expected tensors by name: {SAVE_AGAIN}")
-    return saved
 
 
 def _tensor(path: Path, key: str, it: TorchTensor, fetch: Fetch) -> Tensor:

@@ -67,7 +67,7 @@ def fit(
     unused: str = "",
 ) -> Fit:
     """The fit of ``plan``; ``unused`` is the layout's regular expression of keys that need not be used."""
-    used = {key for filling in plan.values() for key in (filling.key, filling.minus) if key is not None}
+    used = {key for filling in plan.values() for key in filling.keys}
     left = sorted(key for key in tensors.keys() - used if not (unused and re.match(unused, key)))
     kept = {path: filling for path, filling in plan.items() if path not in optional}
     unfilled = tuple(path for path, it in kept.items() if it.key is not None and it.key not in tensors)

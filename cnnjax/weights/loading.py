@@ -76,6 +76,8 @@ def _values(content: Content, needed: Structure, plan: Mapping[Place, Filling], 
             _copy(result, filling.arrange(content.tensors[filling.key].read()))
         if filling.minus is not None:
             result -= content.tensors[filling.minus].read()
+        if filling.times is not None:
+            result *= content.tensors[filling.times].read()
         # A file that cnnjax saved may hold variances below zero, which come from ``plus`` (see below).
         least = -needed.epsilons[where[1:-1]] if where[-1] == "var" and content.names == "cnnjax" else 0.0
         _check_values(where, result, filling, path, least)

@@ -36,14 +36,20 @@ class Structure(NamedTuple):
 
 class Filling(NamedTuple):
     """Value of a slot: ``arrange`` of the file's array ``key`` (None: ``constant`` everywhere), minus the file's
-    array ``minus``, plus the number ``plus``.
+    array ``minus``, times its array ``times``, plus the number ``plus``.
     """
 
     key: str | None
     arrange: Callable[[np.ndarray], np.ndarray] = lambda x: x
     constant: float = 0.0
     minus: str | None = None
+    times: str | None = None
     plus: float = 0.0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The file's arrays that the value is made of."""
+        return tuple(key for key in (self.key, self.minus, self.times) if key is not None)
 
 
 @functools.lru_cache(maxsize=8)
@@ -116,7 +122,8 @@ def plan(tensors: Mapping[str, Tensor], layout: Layout, kind: str, needed: Struc
             minus = _bias_before(tensors, layout, kind, needed, path)
         if leaf == "var" and layout.epsilon is not None:
             plus = layout.epsilon - needed.epsilons[path[1:-1]]
-        fillings[path] = Filling(key, arrange if leaf == "kernel" else lambda x: x, minus=minus, plus=plus)
+        times = _scale_after(tensors, layout, kind, needed, path) if leaf in ("kernel", "mean") else None
+        fillings[path] = Filling(key, arrange if leaf == "kernel" else lambda x: x, minus=minus, times=times, plus=plus)
     return fillings
 
 
@@ -128,6 +135,17 @@ def _bias_before(
     if path[-2] != "norm" or conv in needed.slots or (*conv[:-1], "kernel") not in needed.slots:
         return None
     key = target(layout, kind, conv)
+    return key if key in tensors else None
+
+
+def _scale_after(
+    tensors: Mapping[str, Tensor], layout: Layout, kind: str, needed: Structure, path: Place
+) -> str | None:
+    """The key of the scale of a convolution's BatchNorm, where only the file has one: it goes into kernel and mean."""
+    norm = ("params", *path[1:-2], "norm")
+    if path[-2] not in ("conv", "norm") or (*norm, "scale") in needed.slots or norm[1:] not in needed.epsilons:
+        return None
+    key = target(layout, kind, (*norm, "scale"))
     return key if key in tensors else None
 
 
@@ -146,14 +164,14 @@ def _arranged(torch: bool, flat: tuple[int, int, int] | None, shape: tuple[int, 
 
 def misfit(tensors: Mapping[str, Tensor], slot: Slot, path: Place, filling: Filling) -> str | None:
     """A line for the error, if an array has another shape or type than the slot that it would fill."""
-    for key, arrange in ((filling.key, filling.arrange), (filling.minus, lambda x: x)):
-        if key is None or key not in tensors:
+    for key in filling.keys:
+        if key not in tensors:
             continue
-        tensor = tensors[key]
+        tensor, wanted = tensors[key], slot.shape if key in (filling.key, filling.minus) else slot.shape[-1:]
         # An array that takes no memory shows what becomes of the shape.
-        shape = arrange(np.broadcast_to(np.zeros((), np.uint8), tensor.shape)).shape
-        if shape != slot.shape:
-            return f"{'/'.join(path)}: {list(slot.shape)}, in the file {key} {list(tensor.shape)}"
+        x = np.broadcast_to(np.zeros((), np.uint8), tensor.shape)
+        if (filling.arrange(x) if key == filling.key else x).shape != wanted:
+            return f"{'/'.join(path)}: {list(wanted)}, in the file {key} {list(tensor.shape)}"
         if not is_float(tensor.dtype):
             return f"{'/'.join(path)}: {slot.dtype}, in the file {key} {tensor.dtype}"
     return None

@@ -1,4 +1,4 @@
-"""Inception v3 against torchvision."""
+"""Inception v3 against torchvision and timm."""
 
 import peers
 
@@ -18,3 +18,9 @@ def test_inception_v3(torchvision):
         outputs=outputs,
         dropout=0.0,
     )
+
+
+def test_inception_v3_of_timm(timm):
+    """timm's network without the auxiliary head."""
+    make = timm.create_model
+    peers.check_torch("inception_v3", lambda: make("inception_v3"), (96,), train_size=96, aux=False, dropout=0.0)

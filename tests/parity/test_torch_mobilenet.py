@@ -1,4 +1,4 @@
-"""MobileNet against timm and MobileNetV2 against torchvision, which pad by one on every side."""
+"""MobileNet and MobileNetV2 against timm and torchvision, which pad by one on every side."""
 
 import peers
 import pytest
@@ -22,3 +22,8 @@ def test_mobilenet_v2(torchvision, width, saved):
         width=width,
         **TORCH,
     )
+
+
+def test_mobilenet_v2_of_timm(timm):
+    make = timm.create_model
+    peers.check_torch("mobilenet_v2", lambda: make("mobilenetv2_100"), (64, (97, 64)), saved="legacy", **TORCH)

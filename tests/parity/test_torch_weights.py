@@ -72,3 +72,8 @@ def test_vgg(torchvision, name, saved):
     """torch flattens the last feature map channel by channel, ours pixel by pixel."""
     make = torchvision.models.get_model
     peers.check_torch(name, lambda: make(name, init_weights=False), (224,), saved=saved, train_size=None)
+
+
+def test_vgg_of_timm(timm):
+    """timm's first dense layer is a convolution of all of the last feature map."""
+    peers.check_torch("vgg16", lambda: timm.create_model("vgg16"), (224,), train_size=None)

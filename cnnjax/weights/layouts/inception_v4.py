@@ -1,4 +1,4 @@
-"""Inception-v4 in timm's files, Inception-ResNet-v2 in files of Keras."""
+"""Inception-v4 in timm's files, Inception-ResNet-v2 in files of Keras and timm."""
 
 from collections.abc import Iterator
 
@@ -74,4 +74,44 @@ def _keras(first: int) -> Layout:
     return Layout(tuple(rows), epsilon=1e-3)
 
 
-LAYOUTS = {"InceptionV4": {"timm": _TIMM}, "InceptionResNetV2": {"keras": _keras(0), "keras.io": _keras(1)}}
+_TIMM_RESNET = Layout(
+    (
+        *(
+            (f"{ours}/{kind}", f"{theirs}.{their_kind}")
+            for ours, theirs in (
+                *((f"stem1/branch1/conv{i}", f"conv2d_{name}") for i, name in enumerate(("1a", "2a", "2b"), 1)),
+                *((f"stem2/branch1/conv{i}", f"conv2d_{name}") for i, name in enumerate(("3b", "4a"), 1)),
+                (r"mixed/branch4/conv1", "mixed_5b.branch3.1"),
+                (r"mixed/branch1/conv1", "mixed_5b.branch0"),
+                (r"mixed/branch(\d)/conv(\d)", "mixed_5b.branch{1-1}.{2-1}"),
+                (r"reduction_a/branch1/conv1", "mixed_6a.branch0"),
+                (r"reduction_a/branch2/conv(\d)", "mixed_6a.branch1.{1-1}"),
+                (r"reduction_b/branch(\d)/conv(\d)", "mixed_7a.branch{1-1}.{2-1}"),
+                *(
+                    (f"{block}/mixed/branch{branch}", f"{place}.branch{their_branch}")
+                    for block, place in (
+                        (r"block35_(\d+)", "repeat.{1-1}"),
+                        (r"block17_(\d+)", "repeat_1.{1-1}"),
+                        (r"block8_(\d+)", "repeat_2.{1-1}"),
+                    )
+                    for branch, their_branch in (("1/conv1", "0"), (r"(\d)/conv(\d)", "{2-1}.{3-1}"))
+                ),
+                (r"block8_last/mixed/branch1/conv1", "block8.branch0"),
+                (r"block8_last/mixed/branch2/conv(\d)", "block8.branch1.{1-1}"),
+                (r"conv/branch1/conv1", "conv2d_7b"),
+            )
+            for kind, their_kind in (("conv", "conv"), ("norm", "bn"))
+        ),
+        (r"block35_(\d+)/conv", "repeat.{1-1}.conv2d"),
+        (r"block17_(\d+)/conv", "repeat_1.{1-1}.conv2d"),
+        (r"block8_(\d+)/conv", "repeat_2.{1-1}.conv2d"),
+        (r"block8_last/conv", "block8.conv2d"),
+        (r"head/dense", "classif"),
+    ),
+    epsilon=1e-3,
+)
+
+LAYOUTS = {
+    "InceptionV4": {"timm": _TIMM},
+    "InceptionResNetV2": {"keras": _keras(0), "keras.io": _keras(1), "timm": _TIMM_RESNET},
+}

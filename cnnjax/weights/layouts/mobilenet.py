@@ -1,4 +1,4 @@
-"""MobileNet in files of Keras and timm, MobileNetV2 in files of Keras and torchvision."""
+"""MobileNet in files of Keras and timm, MobileNetV2 in files of Keras, torchvision and timm."""
 
 from cnnjax.weights.layouts import Layout
 
@@ -81,6 +81,35 @@ _TORCHVISION_V2 = Layout(
     fields={"padding": 1},
 )
 
+_FIRST = (
+    ("depthwise/conv", "conv_dw"),
+    ("depthwise/norm", "bn1"),
+    ("project/conv", "conv_pw"),
+    ("project/norm", "bn2"),
+)
+_OTHERS = (
+    *(("expand/conv", "conv_pw"), ("expand/norm", "bn1"), ("depthwise/conv", "conv_dw"), ("depthwise/norm", "bn2")),
+    *(("project/conv", "conv_pwl"), ("project/norm", "bn3")),
+)
+_TIMM_V2 = Layout(
+    (
+        (r"stem/conv", "conv_stem"),
+        (r"stem/norm", "bn1"),
+        *(
+            (f"block{i}/{ours}", f"blocks.{stage}.{block}.{theirs}")
+            for i, (stage, block) in enumerate(
+                ((stage, block) for stage, blocks in enumerate((1, 2, 3, 4, 3, 3, 1)) for block in range(blocks)), 1
+            )
+            for ours, theirs in (_OTHERS if i > 1 else _FIRST)
+        ),
+        (r"last/conv", "conv_head"),
+        (r"last/norm", "bn2"),
+        (r"head/dense", "classifier"),
+    ),
+    epsilon=1e-5,
+    fields={"padding": 1},
+)
+
 LAYOUTS = {
     "MobileNet": {"keras": _KERAS, "timm": _TIMM},
     "MobileNetV2": {
@@ -88,5 +117,6 @@ LAYOUTS = {
         "keras.io": _KERAS_IO_V2,
         "keras.io others": _KERAS_IO_V2_OTHERS,
         "torchvision": _TORCHVISION_V2,
+        "timm": _TIMM_V2,
     },
 }

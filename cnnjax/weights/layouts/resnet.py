@@ -45,8 +45,22 @@ _TORCH = Layout(
     epsilon=1e-5,
     fields={"stride_first": False},
 )
+# torch.nn.Sequential(*resnet.children()), often without the last, names the children by their numbers.
+_CHILDREN = _TORCH._replace(
+    keys=(
+        (r"stem/conv", "0"),
+        (r"stem/norm", "1"),
+        *(
+            (ours.replace(r"stage(\d)", rf"stage({i})"), theirs.replace("layer{1}", str(i + 3)))
+            for ours, theirs in _TORCH.keys
+            for i in range(1, 5)
+            if ours.startswith("stage")
+        ),
+        (r"head/dense", "9"),
+    )
+)
 
 LAYOUTS = {
-    "ResNet": {"keras": _KERAS, "keras.io": _KERAS_IO, "torch": _TORCH},
+    "ResNet": {"keras": _KERAS, "keras.io": _KERAS_IO, "torch": _TORCH, "torch children": _CHILDREN},
     "ResNetV2": {"keras": _KERAS_V2, "keras.io": _KERAS_IO_V2},
 }

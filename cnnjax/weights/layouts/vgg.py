@@ -1,4 +1,4 @@
-"""VGG in files of Keras and torchvision."""
+"""VGG in files of Keras, torchvision and timm."""
 
 from collections.abc import Sequence
 
@@ -26,10 +26,19 @@ def _torchvision(blocks: Sequence[int]) -> Layout:
     return Layout(tuple(rows), flat={"fc1": (512, 7, 7)}, fields={"convs": blocks})
 
 
+def _timm(blocks: Sequence[int]) -> Layout:
+    """timm's names, whose dense layers before the head are convolutions."""
+    *convs, _, _, _ = _torchvision(blocks).keys
+    rows = (*convs, (r"fc(\d)", "pre_logits.fc{1}"), ("head/dense", "head.fc"))
+    return Layout(rows, fields={"convs": blocks})
+
+
 LAYOUTS = {
     "VGG": {
         "keras": _KERAS,
         "torchvision vgg16": _torchvision(_D),
         "torchvision vgg19": _torchvision(_E),
+        "timm vgg16": _timm(_D),
+        "timm vgg19": _timm(_E),
     }
 }

@@ -37,9 +37,13 @@ def message(content: Content, wanted: Wanted, found: Fit, layout: Layout | None,
 def _causes(content: Content, wanted: Wanted, found: Fit, layout: Layout | None) -> Iterator[str]:
     """The likely causes, each with its cure, the likeliest first."""
     kind = "keras" if content.names == "keras" else "torch"
-    in_head = all("head" in path for path in (*found.unfilled, *found.wrong))
-    if (layout is not None and not in_head) or found.left:
-        yield from _variants(content, wanted, found, layout, kind)
+    body, used = wanted.body(), sum(filling.key in content.tensors for filling in found.plan.values())
+    in_head = body.isdisjoint((*found.unfilled, *found.wrong))
+    if layout is not None and 2 * used > min(len(content.tensors), len(body)):
+        if not in_head or any(fitting.of_body(key, layout, kind, wanted, found) for key in found.left):
+            yield from _variants(content, wanted, found, kind)
+        elif found.left and not found.unfilled and not found.wrong:
+            yield ': it holds more than the model; head="new" or num_classes=None leave it out'
     if found.unfilled and not found.wrong and all(path[1].startswith("aux") for path in found.unfilled):
         yield "; it has no auxiliary head: create the model with aux=False"
     if in_head:
@@ -57,12 +61,12 @@ def _head(content: Content, wanted: Wanted, found: Fit, kind: str) -> Iterator[s
     theirs = _file_classes(content, found, kind)
     if theirs is not None and theirs != classes:
         yield f" with num_classes={classes}: its head has {theirs} classes: give num_classes={theirs}; or {both}"
-    elif found.unfilled and not found.left:
+    elif found.unfilled and not found.left and not found.wrong:
         yield f": it has no head; {both}"
     elif any(layer.startswith("global_max_pooling") for layer in content.plain):
         yield f": its head follows a GlobalMaxPooling2D, where this model averages; {both}"
-    elif found.left and found.unfilled:
-        yield f": its head is another than one dense layer; {both}"
+    elif found.unfilled:
+        yield f": its head is another than this model's; {both}"
 
 
 def _file_classes(content: Content, found: Fit, kind: str) -> int | None:
@@ -73,7 +77,7 @@ def _file_classes(content: Content, found: Fit, kind: str) -> int | None:
     return content.tensors[keys[0]].shape[-1] if keys and keys[0] else None
 
 
-def _variants(content: Content, wanted: Wanted, found: Fit, layout: Layout | None, kind: str) -> Iterator[str]:
+def _variants(content: Content, wanted: Wanted, found: Fit, kind: str) -> Iterator[str]:
     """The variant of the family that the file fits, if there is one."""
     mine = own.name(wanted.model)
     for name, create in own.variants(wanted.model).items():
@@ -87,9 +91,8 @@ def _variants(content: Content, wanted: Wanted, found: Fit, layout: Layout | Non
 
 def _fits(content: Content, model: linen.Module, wanted: Wanted, kind: str) -> bool:
     """True if the file has exactly the body of ``model``, which has no head."""
-    table = layouts.for_model(model)
-    known = [layout for label, layout in table.items() if label.startswith("keras") == (kind == "keras")]
-    agreeing = [x for x in known if all(getattr(model, name) == value for name, value in x.fields.items())]
+    known = layouts.with_keys_of(kind, layouts.for_model(model))
+    agreeing = [x for x in known.values() if all(getattr(model, name) == value for name, value in x.fields.items())]
     return any(_fits_by(layout, content, model, wanted, kind) for layout in agreeing)
 
 
@@ -102,8 +105,9 @@ def _fits_by(layout: Layout, content: Content, model: linen.Module, wanted: Want
     found = fitting.fit(by_layout.tensors, plan, structure, frozenset(), layout.unused)
     if found.unfilled or found.wrong:
         return False
-    rows = [(ours, theirs) for ours, theirs in layout.keys if "head" not in ours and ours not in layout.flat]
-    body = Wanted(model, structure, frozenset(), False, frozenset)
+    # The rest may be a head, of which the layout's rules for heads and the dense layers before them know the names.
+    rows = [(ours, theirs) for ours, theirs in layout.keys if "head" not in ours and not ours.startswith("fc")]
+    body = Wanted(model, structure, frozenset(), False, lambda: frozenset(structure.slots))
     return not any(fitting.of_body(key, layout._replace(keys=tuple(rows)), kind, body, found) for key in found.left)
 
 
@@ -125,14 +129,14 @@ def family(content: Content, kind: str, model: linen.Module) -> str:
     modules = {fitting.module(key, kind) for key in content.tensors}
     shares = {}
     for name, table in layouts.tables().items():
-        known = [layout for label, layout in table.items() if label.startswith("keras") == (kind == "keras")]
+        known = layouts.with_keys_of(kind, table).values()
         patterns = [fitting.knows([theirs for _, theirs in layout.keys]) for layout in known]
         shares[name] = max((sum(map(bool, map(each.fullmatch, modules))) for each in patterns), default=0)
     most = max(shares.values(), default=0)
     best = [name for name, share in shares.items() if share == most]
     if 4 * most < 3 * len(modules) or type(model).__name__ in best:
         return ""
-    return f"; its layers are named as those of {' or '.join(best)}"
+    return f"; its layers are named as those of a {' or '.join(best)}"
 
 
 def _lists(parts: Mapping[str, Sequence[str]]) -> str:

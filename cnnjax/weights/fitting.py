@@ -157,11 +157,12 @@ def _with_new_neck(wanted: Wanted, found: Fit) -> Fit:
 
 def of_body(key: str, layout: Layout, kind: str, wanted: Wanted, found: Fit) -> bool:
     """True for a key that is named like a part of the network before the head, or lies inside a used one of those."""
-    modules = {"/".join(path[1:-1]) for path in wanted.whole.slots if path in wanted.optional}
+    body = wanted.body()
+    modules = {"/".join(path[1:-1]) for path in wanted.whole.slots if path not in body}
     rows = [theirs for ours, theirs in layout.keys if not any(re.fullmatch(ours, each) for each in modules)]
     if knows(rows).fullmatch(module(key, kind)):
         return True
-    used = (filling.key for path, filling in found.plan.items() if path not in wanted.optional)
+    used = (filling.key for path, filling in found.plan.items() if path in body)
     return kind == "torch" and key.partition(".")[0] in {each.partition(".")[0] for each in used if each}
 
 

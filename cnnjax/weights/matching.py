@@ -62,7 +62,7 @@ def _layout(content: Content, kind: str, wanted: Wanted, where: str) -> tuple[st
       UserError: the model has none for this kind of keys, or its fields are not those that the layout wants.
     """
     model, table = wanted.model, layouts.for_model(wanted.model)
-    known = {label: layout for label, layout in table.items() if label.startswith("keras") == (kind == "keras")}
+    known = layouts.with_keys_of(kind, table)
     if not known:
         raise UserError(
             f"{where}: a {content.kind} with {kind}'s names, which {type(model).__name__} has no rules for "

@@ -37,16 +37,18 @@ def unprefixed(tensors: Mapping[str, Tensor], targets: Collection[str], where: s
     Raises:
       UserError: there are other networks with these keys than one and its average.
     """
-    counts = Counter(prefix for key in tensors for prefix in _prefixes(key, targets))
-    part, found = max(_parts(tensors, targets), key=lambda pair: pair[1], default=("", 0))
-    prefix, most = max(counts.items(), key=lambda pair: (pair[1], -len(pair[0])), default=("", 0))
-    if 2 * max(found, most) <= min(len(targets), len(tensors)):  # the file is of another network
+    # By the part that the file's keys lack: how many of the layout's keys follow each prefix.
+    counts = {"": Counter(prefix for key in tensors for prefix in _prefixes(key, targets))}
+    for part in sorted({target.partition(".")[0] + "." for target in targets}):
+        within = {target.removeprefix(part) for target in targets if target.startswith(part)}
+        counts[part] = Counter(prefix for key in tensors for prefix in _prefixes(key, within))
+    part = max(counts, key=lambda each: max(counts[each].values(), default=0))
+    prefix, most = max(counts[part].items(), key=lambda pair: (pair[1], -len(pair[0])), default=("", 0))
+    if 2 * most <= min(len(targets), len(tensors)):  # the file is of another network
         return Names(tensors)
-    if found > most:
-        return Names({part + key: x for key, x in tensors.items()}, notes=(f"{part!r} is put before its keys",))
-    networks = [other for other, count in counts.items() if 2 * count > most]
+    networks = [other for other, count in counts[part].items() if 2 * count > most]
     if len(networks) == 1:
-        return _under(tensors, prefix, drop=[]) if prefix else Names(tensors)
+        return _under(tensors, prefix, part, drop=[]) if prefix or part else Names(tensors)
     averages = [other for other in networks if is_average(other)]
     plain = [other for other in networks if other not in averages]
     if len(averages) != 1 or len(plain) != 1:
@@ -54,8 +56,8 @@ def unprefixed(tensors: Mapping[str, Tensor], targets: Collection[str], where: s
             f"{where} holds {len(networks)} networks, under {', '.join(map(repr, networks[:5]))}: save one with torch, "
             f"{{k: v for k, v in state.items() if k.startswith({prefix!r})}}"
         )
-    best, other = (averages[0], plain[0]) if counts[averages[0]] == most else (plain[0], averages[0])
-    return _under(tensors, best, drop=[other])
+    best, other = (averages[0], plain[0]) if counts[part][averages[0]] == most else (plain[0], averages[0])
+    return _under(tensors, best, part, drop=[other])
 
 
 def _prefixes(key: str, targets: Collection[str]) -> Iterator[str]:
@@ -67,22 +69,18 @@ def _prefixes(key: str, targets: Collection[str]) -> Iterator[str]:
         start = key.find(".", start) + 1 or -1
 
 
-def _parts(tensors: Mapping[str, Tensor], targets: Collection[str]) -> Iterator[tuple[str, int]]:
-    """First parts of the layout's keys, and how many of the file's keys are some of its keys without that part."""
-    for part in sorted({target.partition(".")[0] + "." for target in targets}):
-        yield part, sum(part + key in targets for key in tensors)
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str, drop: list[str]) -> Names:
-    """Arrays with ``prefix`` taken off; those with a prefix of ``drop`` are left out, the rest keeps its keys."""
-    inner = {key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)}
+def _under(tensors: Mapping[str, Tensor], prefix: str, part: str, drop: list[str]) -> Names:
+    """Arrays with ``part`` for ``prefix``; those with one of ``drop`` are left out, others keep their keys."""
+    inner = {part + key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)}
     rest = {key: x for key, x in tensors.items() if not key.startswith((prefix, *(each for each in drop if each)))}
     if "" in drop:
         rest = {key: x for key, x in rest.items() if key not in inner}
     # A key that both have would hide one of the two: the one outside is no key of the layout then.
     outside = {(f"(outside {prefix!r}) {key}" if key in inner else key): x for key, x in rest.items()}
-    notes = [f"prefix {prefix!r} taken off" + (", a moving average" if drop and is_average(prefix) else "")]
+    average = ", a moving average" if drop and is_average(prefix) else ""
+    notes = [f"prefix {prefix!r} taken off{average}"] * bool(prefix)
     notes += [f"the network under {each!r} stays out" for each in drop]
+    notes += [f"{part!r} put before its keys"] * bool(part)
     return Names({**inner, **outside}, frozenset(outside), tuple(notes))
 
 

@@ -50,19 +50,21 @@ def variants(model: linen.Module) -> Mapping[str, Callable[..., linen.Module]]:
 
 def name(model: linen.Module) -> str:
     """The name of the variant that ``model`` is, or is nearest to by its fields; else of its class."""
-    mine = fields(model)
-    others = {variant: create() for variant, create in variants(model).items()}
-    unlike = {
-        variant: sum(mine[key] != value for key, value in fields(other).items())
-        for variant, other in others.items()
-        if type(other) is type(model)
-    }
-    nearest = [variant for variant, count in unlike.items() if count == min(unlike.values())]
-    return nearest[0] if len(nearest) == 1 else type(model).__name__
+    return _nearest(model, {}) or type(model).__name__
 
 
 def changed(model: linen.Module, values: Mapping[str, Any]) -> str | None:
-    """The name of the variant that ``model`` is with other values of these fields; None if there is none."""
-    other = model.clone(**values)
+    """The name of the variant with these values of fields that is nearest to ``model`` by the others, if it is one."""
+    return _nearest(model, values)
+
+
+def _nearest(model: linen.Module, values: Mapping[str, Any]) -> str | None:
+    mine = fields(model)
     made = {variant: create() for variant, create in variants(model).items()}
-    return next((v for v, x in made.items() if type(x) is type(other) and fields(x) == fields(other)), None)
+    unlike = {
+        variant: sum(mine[key] != value for key, value in fields(other).items() if key not in values)
+        for variant, other in made.items()
+        if type(other) is type(model) and all(getattr(other, key) == value for key, value in values.items())
+    }
+    nearest = [variant for variant, count in unlike.items() if count == min(unlike.values())]
+    return nearest[0] if len(nearest) == 1 else None

@@ -62,3 +62,8 @@ def for_model(model: linen.Module) -> Mapping[str, Layout]:
     A subclass without a table of its own has its parent's.
     """
     return next((tables()[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in tables()), _NOTHING)
+
+
+def with_keys_of(kind: str, table: Mapping[str, Layout]) -> dict[str, Layout]:
+    """The layouts in a table whose keys are of this kind: "keras" or "torch"."""
+    return {label: layout for label, layout in table.items() if label.startswith("keras") == (kind == "keras")}

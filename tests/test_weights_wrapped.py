@@ -127,7 +127,7 @@ def test_a_head_of_any_name_stays_out_where_none_is_wanted(tmp_path, names, caps
     assert "left out: " in capsys.readouterr().err
     found = weights.load(path, model(7), head="new")["params"]
     assert found["head"]["dense"]["kernel"].shape == (2048, 7)
-    with pytest.raises(UserError, match=r'num_classes=10: .*head="new" starts a head of 10 classes'):
+    with pytest.raises(UserError, match='head="new" starts a head of 10 classes'):
         weights.load(path, model(10))
 
 

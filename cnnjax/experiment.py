@@ -23,6 +23,7 @@ from cnnjax.weights.hub import checksum
 
 Config = TypeVar("Config", bound=Any)
 SMOKE_EXAMPLES = 64
+SHOWN_CLASSES = 20
 PICTURED = 24  # examples in one figure
 
 
@@ -88,7 +89,7 @@ def load(
     Raises:
       UserError: images that cannot be used (unless they are skipped), or differ in shape.
     """
-    parts: dict[str, sources.Source] = dict(vars(splits))
+    parts = splits.given
     if smoke:
         parts = {part: _few(source) for part, source in parts.items()}
     parts = screening.screened(parts, checks(), skip=reading.skip_corrupt)
@@ -96,7 +97,7 @@ def load(
         if not (keep_train and part == "train"):
             source = source if transform is None else sources.Mapped(source, transform)
             parts[part] = sources.in_memory_if_small(source, reading.in_memory_bytes)
-    return Splits(**parts)
+    return replace(splits, **parts)
 
 
 def _few(source: sources.Source) -> sources.Source:
@@ -137,10 +138,11 @@ def opened(config: Any, facts: Mapping[str, Any] | Splits) -> Iterator[report.Ru
 
     Args:
       facts: other values that must be the same to resume; from splits, their numbers of examples, their classes and
-        their fingerprint.
+        their fingerprint; the splits are also printed.
     """
     if isinstance(facts, Splits):
-        parts = vars(facts)
+        show_splits(facts)
+        parts = facts.given
         counts = {part: len(source) for part, source in parts.items()}
         data = fingerprint.combined(fingerprint.of_source(source) for source in parts.values())
         facts = {**counts, "classes": list(facts.train.classes), "data": data}
@@ -165,6 +167,26 @@ def initial(loop: settings.Loop, model: linen.Module, variables: PyTree, shape: 
     if loop.continue_from is None or loop.continue_with == "all":
         return variables
     return serving.load_variables(loop.continue_from, model, shape)
+
+
+def show_splits(splits: Splits) -> None:
+    """Prints the number of images in each split, in all and of each class, or the names of many classes."""
+    classes, columns = splits.train.classes, {}
+    for part, source in splits.given.items():
+        labels = sources.known_labels(source)
+        counts = ["?"] * len(classes) if labels is None else np.bincount(labels, minlength=len(classes)).tolist()
+        columns[part] = [*counts, len(source)]
+    rows = [
+        {"class": name, **{part: str(counts[place]) for part, counts in columns.items()}}
+        for place, name in enumerate([*classes, f"all {len(classes)}"])
+    ]
+    many = len(classes) > SHOWN_CLASSES
+    report.table("images", rows[-1:] if many else rows)
+    if many:
+        report.say(f"classes: {', '.join(classes[:SHOWN_CLASSES])}, …")
+    for part, counts in columns.items():
+        if lacking := [name for name, count in zip(classes, counts, strict=False) if count == 0]:
+            report.say(f"{part} has no image of {', '.join(lacking[:SHOWN_CLASSES])}: it says nothing of them")
 
 
 class Outcome(NamedTuple):

@@ -280,6 +280,12 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     Console().print(result)
 
 
+def say(line: str) -> None:
+    """Prints a line on the first process; text stands there literally."""
+    if not jax.process_index():
+        print(text.one_line(line))
+
+
 def _literal(value: Any) -> Text:
     # A plain string would be read as rich's markup.
     return Text(f"{value:.4f}" if isinstance(value, float) else text.printable(str(value)))

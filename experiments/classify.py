@@ -34,7 +34,7 @@ class Config:
     valid_split: str | None = None
     """Split that is evaluated after each epoch; the checkpoint with the best score is kept, too."""
     test_split: str | None = None
-    """Split that is evaluated once, at the end."""
+    """Split that is evaluated once, at the end; without one, the validation split is."""
     channels: Literal[1, 3] = 3
     """Channels of the images of a folder after conversion."""
     image_size: settings.Pixels | None = None
@@ -87,7 +87,7 @@ def resolve(config: Config) -> Config:
 def load_data(config: Config) -> catalog.Splits:
     """Splits of the data set, each image of the same shape; in memory where they fit."""
     texts = {part: getattr(config, f"{part}_split") for part in ("train", "valid", "test")}
-    splits = catalog.load(config.dataset, config.reading.data_dir, texts, config.channels)
+    splits = catalog.load(config.dataset, config.reading.data_dir, texts, config.channels, config.reading.fractions)
     transform = transforms.center_crop(config.image_size) if config.image_size else None
     return experiment.load(splits, config.reading, transform, smoke=config.output.smoke)
 
@@ -149,11 +149,11 @@ def build(config: Config) -> Experiment:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Trains, evaluates the test split once, writes the report; returns the summary."""
+    """Trains, evaluates the test split (or valid, if there is none), writes the report; returns the summary."""
     config = resolve(config)
     mesh = experiment.mesh(config.batch_size, config.optimization.accumulate, tune_malloc=config.loop.tune_malloc)
     built = build(config)
-    train_split, valid, test = vars(built.splits).values()
+    train_split, valid, (last, test) = built.splits.train, built.splits.valid, built.splits.last
     batches = config.reading.batches(train_split, config.batch_size, config.loop.seed)
     score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
     with experiment.opened(config, built.splits) as run:
@@ -164,7 +164,7 @@ def main(config: Config) -> dict[str, float]:
             epoch.report(scores, best=f"valid/{built.task.best}")
         variables, scores = experiment.kept(config.loop.keep, built.plan, built.variables, mesh, run, epoch)
         seconds = time.perf_counter() - started
-        figures, sums, rows = score(variables, test, "test")
+        figures, sums, rows = score(variables, test, last)
         summary = {**figures, **scores}
         square = len({*test[0]["image"].shape[:2]}) == 1
         if not square:
@@ -175,10 +175,10 @@ def main(config: Config) -> dict[str, float]:
             "model": f"{config.model}, {sum(x.size for x in jax.tree.leaves(variables['params'])):,} parameters",
             "data": f"{config.dataset}, {len(train_split):,} training images",
             "trained in": f"{seconds:.0f} s",
-            "test accuracy": f"{summary['test/accuracy']:.2%} of {len(test):,} images",
+            f"{last} accuracy": f"{summary[f'{last}/accuracy']:.2%} of {len(test):,} images",
         }
         few = classification.per_class(sums["confusion"], test.classes) if len(test.classes) <= 20 else ()
-        experiment.conclude(run, facts, {"test split, by class": few})
+        experiment.conclude(run, facts, {f"{last} split, by class": few})
     return summary
 
 

@@ -79,6 +79,8 @@ def resolve(config: Config) -> Config:
 def check_images(config: Config) -> None:
     """Raises UserError before training if the data set cannot be read or a network does not take its images."""
     splits = classify.load_data(run_config(config, config.models[0], 0))
+    if splits.test is None:
+        raise UserError(f"{config.dataset} has no test split to compare on: add it, or give a --test-fraction")
     images = classify_task.unit(splits.train[0]["image"][None])
     for name in config.models:
         model = models.create(name, num_classes=len(splits.train.classes))

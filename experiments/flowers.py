@@ -31,11 +31,7 @@ class Config:
     """Data, base and training."""
 
     dataset: Annotated[str, settings.LOCATES] = "tf_flowers"
-    """Name of a tfds data set, or a folder with one sub-folder per class."""
-    test_fraction: settings.Fraction = 0.10
-    """Share of a folder's images, drawn from each class; tf_flowers is cut as in the chapter: 10 % test, 15 % valid."""
-    valid_fraction: settings.Fraction = 0.15
-    """Share of the others, for validation."""
+    """Name of a tfds data set, or a folder with one sub-folder per class; tf_flowers is cut as in the chapter."""
     resize: pretrained.Resize = "squeeze"
     """squeeze: whole image, proportions lost (the chapter's); crop: as published; square: largest central square."""
     random_crop: settings.Share = 1.0
@@ -94,8 +90,7 @@ class Experiment(NamedTuple):
 
 def load_data(config: Config, network: pretrained.Network) -> catalog.Splits:
     """Splits, in memory where they fit, images resized for the base unless they are cropped randomly."""
-    fractions = config.test_fraction, config.valid_fraction
-    splits = catalog.load(config.dataset, config.reading.data_dir, fractions=fractions)
+    splits = catalog.load(config.dataset, config.reading.data_dir, fractions=config.reading.fractions)
     transform = pretrained.host_transform(network.entry, config.resize)
     options = {"smoke": config.output.smoke, "keep_train": config.random_crop < 1}
     return experiment.load(splits, config.reading, transform, **options)
@@ -169,11 +164,11 @@ def fit_model(
 
 
 def main(config: Config) -> dict[str, float]:
-    """Trains, evaluates the test split once, writes the report; returns the summary."""
+    """Trains, evaluates the test split (or valid, if there is none), writes the report; returns the summary."""
     config = resolve(config)
     mesh = experiment.mesh(config.batch_size, tune_malloc=config.loop.tune_malloc)
     built = build(config)
-    test = built.splits.test
+    last, test = built.splits.last
     score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
     with experiment.opened(config, built.splits) as run:
         experiment.show_plan(built.plan, built.variables["params"], run)
@@ -184,7 +179,7 @@ def main(config: Config) -> dict[str, float]:
         features = cached_features(config, built, mesh)
         variables, scores = fit_model(config, built, features, score, mesh, run)
         seconds = time.perf_counter() - started
-        figures, sums, rows = score(variables, test, "test")
+        figures, sums, rows = score(variables, test, last)
         summary = {**figures, **scores}
         card = serving.card(built.network.entry, "transfer", config.resize, test.classes, {"dropout": config.dropout})
         served = serving.Served(card, built.model, variables)
@@ -192,11 +187,14 @@ def main(config: Config) -> dict[str, float]:
         facts = {
             "data": f"{config.dataset}, {len(built.splits.train):,} training photos",
             "base, training": f"{config.base.name}, {seconds:.0f} s",
-            "validation accuracy": f"{summary['valid/accuracy']:.2%} of {len(built.splits.valid):,} photos",
-            "test accuracy": f"{summary['test/accuracy']:.2%} of {len(test):,} photos",
+            **{
+                f"{part} accuracy": f"{summary[f'{part}/accuracy']:.2%} of {len(source):,} photos"
+                for part, source in built.splits.given.items()
+                if part != "train"
+            },
         }
         by_class = classification.per_class(sums["confusion"], test.classes)
-        experiment.conclude(run, facts, {"test split, by class": by_class})
+        experiment.conclude(run, facts, {f"{last} split, by class": by_class})
     return summary
 
 

@@ -28,10 +28,6 @@ class Config:
 
     dataset: Annotated[Path, settings.LOCATES] = Path("animals")
     """Pascal VOC folder, COCO JSON file or VIA file; its own splits train, val and test are used where it has them."""
-    test_fraction: settings.Fraction = 0.2
-    """Share of the images, drawn from each class, where the data set has no split test."""
-    valid_fraction: settings.Fraction = 0.15
-    """Share of the others, where the data set has no split val."""
 
     box_features: settings.PositiveInt | None = 64
     """Channels that the box head reduces the last feature map to; None: it takes pooled features, as in the chapter."""
@@ -81,7 +77,7 @@ class Experiment(NamedTuple):
 
 def load_data(config: Config, size: int) -> catalog.Splits:
     """Splits of images with one object, squeezed to ``size``; prints the number of images and of faults in labels."""
-    splits = catalog.load_annotated(config.dataset, config.test_fraction, config.valid_fraction, localize.OBJECTS)
+    splits = catalog.load_annotated(config.dataset, *config.reading.fractions, localize.OBJECTS)
     return experiment.load(splits, config.reading, transforms.squeeze(size), smoke=config.output.smoke)
 
 
@@ -111,11 +107,11 @@ def build(config: Config) -> Experiment:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Trains, evaluates the test split once, writes the report; returns the summary."""
+    """Trains, evaluates the test split (or valid, if there is none), writes the report; returns the summary."""
     config = resolve(config)
     mesh = experiment.mesh(config.batch_size, tune_malloc=config.loop.tune_malloc)
     built = build(config)
-    train_split, valid, test = vars(built.splits).values()
+    train_split, valid, (last, test) = built.splits.train, built.splits.valid, built.splits.last
     batches = config.reading.batches(train_split, config.batch_size, config.loop.seed)
     score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
     with experiment.opened(config, built.splits) as run:
@@ -125,17 +121,19 @@ def main(config: Config) -> dict[str, float]:
             scores = score(epoch.variables, valid, "valid").figures
             epoch.report(scores, best=f"valid/{built.task.best}")
         variables, scores = experiment.kept(config.loop.keep, built.plan, built.variables, mesh, run, epoch)
-        summary = {**score(variables, test, "test").figures, **scores}
+        summary = {**score(variables, test, last).figures, **scores}
         head = {"box_features": config.box_features}
         card = serving.card(built.network.entry, "localize", "squeeze", test.classes, head)
         served = serving.Served(card, built.model, variables)
         experiment.finish(run, summary, served, {"boxes.png": lambda: experiment.examples(served, test)})
         facts = {
-            "photos": ", ".join(f"{part} {len(source)}" for part, source in vars(built.splits).items()),
-            "test accuracy": f"{summary['test/accuracy']:.2%} of {len(test)}",
-            "test mean IoU": f"{summary['test/iou']:.3f}",
-            **{f"  {name}": f"{x:.3f}" for name in test.classes if (x := summary.get(f"test/iou/{name}")) is not None},
-            "right class and IoU ≥ 0.5": f"{summary['test/localization_accuracy']:.2%}",
+            "photos": ", ".join(f"{part} {len(source)}" for part, source in built.splits.given.items()),
+            f"{last} accuracy": f"{summary[f'{last}/accuracy']:.2%} of {len(test)}",
+            f"{last} mean IoU": f"{summary[f'{last}/iou']:.3f}",
+            **{
+                f"  {name}": f"{x:.3f}" for name in test.classes if (x := summary.get(f"{last}/iou/{name}")) is not None
+            },
+            "right class and IoU ≥ 0.5": f"{summary[f'{last}/localization_accuracy']:.2%}",
         }
         experiment.conclude(run, facts)
     return summary

@@ -165,6 +165,19 @@ def labels(source: Source) -> np.ndarray:
     return np.array([source[i]["label"] for i in range(len(source))], np.int32)
 
 
+def known_labels(source: Source) -> np.ndarray | None:
+    """Class of every example, int32 [n], where no image must be read for it and each has one; else None."""
+    if isinstance(source, Subset):
+        whole = known_labels(source.source)
+        return None if whole is None else whole[source.indices]
+    if isinstance(source, Mapped | Lenient):
+        return known_labels(source.source)
+    if isinstance(source, Arrays) and "label" not in source.fields:
+        several = source.fields.get("labels")
+        return several[:, 0] if several is not None and several.shape[1:] == (1,) else None
+    return labels(source) if isinstance(source, Arrays | Folder) else None
+
+
 def _read(source: Source, index: int) -> tuple[Example | None, str]:
     try:
         return source[index], ""

@@ -24,35 +24,44 @@ class Folder:
 
     @staticmethod
     def open(root: Path, channels: int = 3, classes: Sequence[str] | None = None) -> "Folder":
-        """Lists ``root``; ``classes`` are the names to expect, such as those of the training folder.
+        """Lists ``root``.
+
+        Args:
+          classes: names to expect, such as those of the training folder; some may have no folder, or no images.
 
         Prints the numbers of files that are no images, by suffix.
 
         Raises:
-          UserError: no folder, fewer than two class folders, one without images, or other classes than expected.
+          UserError: no folder, no class folders or only one that holds such, one without images, or unknown classes.
         """
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; expected one with a sub-folder of images for each class")
         found = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
         if not found:
             raise UserError(f"{root}: no class folders in it; expected one sub-folder of images for each class")
-        if len(found) == 1:
-            inner = root / found[0]
-            hint = f"; did you mean {inner}?" if any(p.is_dir() for p in inner.iterdir()) else ""
-            raise UserError(f"{root}: {found[0]!r} is its only class folder; a classifier needs two or more{hint}")
-        if classes is not None and tuple(classes) != found:
-            raise UserError(f"{root}: its classes {list(found)} are not those of the training set {list(classes)}")
-        listed = [files_below(root / name) for name in found]
-        files, others = [paths for paths, _ in listed], sum((counts for _, counts in listed), Counter[str]())
+        listed = {name: files_below(root / name) for name in found}
+        files, others = {name: paths for name, (paths, _) in listed.items()}, Counter[str]()
+        for _, counts in listed.values():
+            others += counts
         left = f"left out: {left_out(others)}" if others else ""
-        empty = [name for name, paths in zip(found, files, strict=True) if not paths]
-        if empty:
+        inner = root / found[0]
+        if len(found) == 1 and classes is None and files[found[0]] and all(p.parent != inner for p in files[found[0]]):
+            raise UserError(
+                f"{root}: {found[0]!r} is its only class folder and has only folders; did you mean {inner}?"
+            )
+        names = found if classes is None else tuple(classes)
+        if unknown := [name for name in found if name not in names]:
+            wrong = f"{root}: its classes {list(found)} are not those of the training set {list(names)}"
+            raise UserError(f"{wrong}: rename or move {unknown}, or add them to the training set")
+        empty = [name for name, paths in files.items() if not paths]
+        if empty and (classes is None or len(empty) == len(found)):
             cure = "add some, or remove the folder(s)"
             raise UserError(f"{root}: no images in class folder(s) {empty}: {cure}{left and f' ({left})'}")
         if left:
             print(f"{root}: {left}")
-        labels = np.repeat(np.arange(len(found), dtype=np.int32), [len(paths) for paths in files])
-        return Folder(tuple(p for paths in files for p in paths), labels, found, channels)
+        paths = [files.get(name, []) for name in names]
+        labels = np.repeat(np.arange(len(names), dtype=np.int32), list(map(len, paths)))
+        return Folder(tuple(path for each in paths for path in each), labels, names, channels)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -66,6 +66,11 @@ def known_names() -> list[str]:
     return tfds.list_builders(with_community_datasets=False)
 
 
+def split_sizes(name: str, directory: Path) -> dict[str, int]:
+    """Number of examples of each split that the publisher of a data set made; errors as in `tfds_split`."""
+    return {split: info.num_examples for split, info in _builder(name, directory).info.splits.items()}
+
+
 def tfds_split(name: str, split: str, directory: Path) -> Tfds:
     """One split (``train[:90%]``) of a data set (``emnist/balanced``, ``mnist:3.0.1``) in the tfds ``directory``.
 

@@ -1,16 +1,19 @@
-"""Check of a data set's labels: draws samples, counts classes and sizes, and lists each fault with its place.
+"""Check of a data set: draws samples, counts classes and sizes, and lists each fault of labels and splits.
 
     python experiments/inspect_data.py photos                     # one sub-folder of images per class
-    python experiments/inspect_data.py animals --split train      # Pascal VOC, as LabelImg writes it
+    python experiments/inspect_data.py animals --split train      # Pascal VOC, as LabelImg writes it; one split
     python experiments/inspect_data.py coco --split val2017       # COCO JSON; or VGG Image Annotator's JSON or CSV
 
-Every image is decoded, and again only when it changes: 1,300 photos of 640×480 a second on 2 CPU cores. The run folder
-gets samples.png, classes.csv, faults.csv and summary.json. To expect: ``shared/data/bccd`` has 364 images and 4,888
-boxes, two of which have no area.
+It reads the splits that training reads. A photo that is in two of them is a fault, as the same file or as one that
+looks alike (see cnnjax/data/duplicates.py). Every image is decoded, and again only when it changes or where splits are
+compared: 1,300 photos of 640×480 a second on 2 CPU cores. The run folder gets samples.png, classes.csv, faults.csv and
+summary.json. To expect: ``shared/data/bccd`` has 364 images and 4,888 boxes, two of which have no area; one field of
+view is in train and in test.
 """
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +23,9 @@ import numpy as np
 import tyro
 
 from cnnjax import atomic, cli, experiment, plot, report, settings
-from cnnjax.data import annotations, checking
+from cnnjax.data import annotations, catalog, checking, duplicates
 from cnnjax.data.annotations import Annotations, Fault, NoAnnotationsError
-from cnnjax.data.formats import folders, images
+from cnnjax.data.formats import folders, images, split_folders
 from cnnjax.types import Picture, UserError
 
 
@@ -33,7 +36,7 @@ class Config:
     data: tyro.conf.Positional[Path]
     """Class folders, a Pascal VOC folder, or COCO or VGG Image Annotator's annotations: a folder or a file."""
     split: str | None = None
-    """List of a VOC folder, or annotation file; None: all, or the only one."""
+    """Split of class folders, list of a VOC folder, or annotation file; None: all that training reads."""
     samples: settings.PositiveInt = 16
     """Number of images to draw."""
     seed: settings.NonNegativeInt = 0
@@ -44,7 +47,7 @@ class Config:
 
 @dataclass
 class Findings:
-    """Counts, sizes and faults of a data set, class folders or annotations."""
+    """Counts, sizes and faults of a split, class folders or annotations."""
 
     kind: str
     classes: tuple[str, ...]
@@ -53,13 +56,18 @@ class Findings:
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) of the readable images
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     faults: list[Fault] = field(default_factory=list)
-    paths: list[Any] = field(default_factory=list)  # of the readable images, or their records
+    paths: list[Any] = field(default_factory=list)  # (path, label) of the readable images, or their records
 
 
 FOLDER_FAULTS = {
     "unreadable picture": "it cannot be decoded",
     "duplicate": "the same file again",
-    "two classes": "the same file in another class: one of them is wrong",
+    "two classes": "the same picture in another class: one of them is wrong",
+}
+SPLIT_FAULTS = {
+    "in two splits": "the same file in another split: take it out of one, or the figures are too good",
+    "alike in two splits": "it looks like a picture of another split: take it out of one if it is a copy",
+    "class missing": "the split has no picture of it: its figures say nothing of this class",
 }
 
 
@@ -98,30 +106,81 @@ def of_boxes(data: Annotations) -> Findings:
     return found
 
 
-def look(path: Path, split: str | None) -> Findings:
-    """Findings in annotations where there are some, else in class folders.
+def look(path: Path, split: str | None) -> dict[str, Findings]:
+    """Findings by split in annotations where there are some, else in class folders; ``all``: there are no splits.
 
     Raises:
-      UserError: there are neither, or the annotations cannot be read.
+      UserError: there are neither, they cannot be read, or there is no such split.
     """
     try:
-        return of_boxes(annotations.open(path, split, check=True, cache=experiment.checks()))
+        if split is not None:
+            return {split: of_boxes(annotations.open(path, split, check=True, cache=experiment.checks()))}
+        opened = catalog.open_annotated(path, check=True, cache=experiment.checks())
+        return {part: of_boxes(each) for part, each in opened.items()}
     except NoAnnotationsError as error:
         try:
-            source = folders.Folder.open(path)
+            parts = split_folders.open_parts(split_folders.find(path))
         except UserError as other:
             raise UserError(f"{error}; or class folders, but {other}") from other
-    if split is not None:
-        raise UserError(f"{path} has class folders and no splits: leave --split out, or give the folder of one split")
-    return of_folder(source)
+    if split is not None and split not in parts:
+        there = "no splits" if "all" in parts else f"the splits {', '.join(parts)}"
+        raise UserError(f"{path} has class folders and {there}: leave --split out, or give the folder of one split")
+    return {part: of_folder(source) for part, source in parts.items() if split in (None, part)}
 
 
-def class_rows(found: Findings) -> list[dict[str, Any]]:
-    """One line per class, and their sum where boxes are counted."""
+def shared(path: Path, found: Mapping[str, Findings]) -> list[Fault]:
+    """Faults of the splits together: pictures that are in two of them, and classes that one lacks."""
+    if len(found) == 1:
+        return []
+    with ThreadPoolExecutor(checking.THREADS) as pool:
+        prints = {part: list(pool.map(print_of, each.paths)) for part, each in found.items()}
+    faults: list[Fault] = []
+    for pair in duplicates.between(prints):
+        one, other = found[pair.split].paths[pair.place], found[pair.other_split].paths[pair.other_place]
+        file, twin = map(file_of, (one, other))
+        kind = "in two splits" if pair.same_file else "alike in two splits"
+        faults.append(Fault(file, "", kind, f"same as {twin}"))
+        if isinstance(one, tuple) and one[1] != other[1]:
+            faults.append(Fault(file, "", "two classes", f"same as {twin}"))
+    for part, each in found.items():
+        lacking = [name for name in each.classes if not each.images[name]]
+        faults += [Fault(path, name, "class missing", f"split {part}") for name in lacking]
+    return faults
+
+
+def file_of(item: Any) -> Path:
+    """Path of one of the ``paths`` of findings."""
+    return item[0] if isinstance(item, tuple) else item.path
+
+
+def print_of(item: Any) -> duplicates.Print:
+    """Fingerprint of one of the ``paths`` of findings."""
+    path = file_of(item)
+    image = images.decode(path, 3, path, upright=True) if isinstance(item, tuple) else annotations.picture(item)
+    return duplicates.fingerprint(path.read_bytes(), image)
+
+
+def merged(found: Mapping[str, Findings], faults: list[Fault]) -> Findings:
+    """Findings of all splits as one, with other faults."""
+    first = next(iter(found.values()))
+    whole = Findings(first.kind, first.classes, Counter(), faults=[f for each in found.values() for f in each.faults])
+    for each in found.values():
+        whole.images.update(each.images)
+        whole.objects.update(each.objects)
+        whole.sizes += each.sizes
+        whole.paths += each.paths
+    whole.boxes = np.concatenate([each.boxes for each in found.values()])
+    whole.faults += faults
+    return whole
+
+
+def class_rows(whole: Findings, found: Mapping[str, Findings]) -> list[dict[str, Any]]:
+    """One line per class: its images and boxes, and its images in each split."""
     rows: list[dict[str, Any]] = []
-    for name in found.classes:
-        boxes = {"boxes": found.objects[name]} if found.kind != "class folders" else {}
-        rows.append({"class": name, "images": found.images[name], **boxes})
+    for name in whole.classes:
+        boxes = {"boxes": whole.objects[name]} if whole.kind != "class folders" else {}
+        parts = {part: each.images[name] for part, each in found.items()} if len(found) > 1 else {}
+        rows.append({"class": name, "images": whole.images[name], **boxes, **parts})
     return rows
 
 
@@ -156,8 +215,10 @@ def drawn(found: Findings, item: Any) -> Picture:
 def main(config: Config) -> dict[str, Any]:
     """Reads everything, prints the tables, writes the report; returns the summary."""
     config = experiment.resolve(config, f"inspect-{config.data.name or 'data'}")
-    found = look(config.data.expanduser(), config.split)
-    rows, kinds = class_rows(found), Counter(fault.kind for fault in found.faults)
+    path = config.data.expanduser()
+    parts = look(path, config.split)
+    found = merged(parts, shared(path, parts))
+    rows, kinds = class_rows(found, parts), Counter(fault.kind for fault in found.faults)
     summary = {"kind": found.kind, "images": len(found.sizes), "boxes": len(found.boxes), "classes": len(rows)}
     summary |= {f"faults/{kind}": count for kind, count in sorted(kinds.items())}
     with experiment.opened(config, {}) as run:
@@ -170,8 +231,9 @@ def main(config: Config) -> dict[str, Any]:
             count = 4 if config.output.smoke else config.samples
             experiment.draw(run, {"samples.png": lambda: draw(found, count, config.seed)})
     report.table(f"{config.data.name}: {found.kind}, {len(found.sizes)} images, {len(found.boxes)} boxes", rows)
+    report.say("; ".join(f"{part}: {len(each.sizes)} images" for part, each in parts.items()))
     report.table("sizes", size_rows(found))
-    known = {**annotations.FAULTS, **(FOLDER_FAULTS if found.kind == "class folders" else {})}
+    known = {**annotations.FAULTS, **SPLIT_FAULTS, **(FOLDER_FAULTS if found.kind == "class folders" else {})}
     examples = {fault.kind: fault for fault in reversed(found.faults)}
     faults = [
         {"fault": kind, "what becomes of it": known[kind], "times": n, "first": examples[kind].file.name}

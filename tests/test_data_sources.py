@@ -115,14 +115,20 @@ def test_folder_errors_name_cause_and_cure(animals: Path, tmp_path_factory):
         Folder.open(animals)
 
 
-def test_one_class_is_refused_with_a_hint_at_the_folder_below(animals: Path, tmp_path_factory):
+def test_a_folder_around_the_class_folders_is_refused_with_a_hint(animals: Path, tmp_path_factory):
     above = tmp_path_factory.mktemp("download")
     (above / "photos").symlink_to(animals)
     with pytest.raises(UserError, match=r"'photos' is its only class folder.*did you mean .*download0/photos\?"):
         Folder.open(above)
     save(above / "alone" / "cat" / "a.png")
-    with pytest.raises(UserError, match=r"'cat' is its only class folder; a classifier needs two or more$"):
-        Folder.open(above / "alone")
+    assert Folder.open(above / "alone").classes == ("cat",)  # enough to evaluate
+
+
+def test_an_evaluation_folder_may_lack_classes(animals: Path):
+    (animals / "bee").mkdir()
+    folder = Folder.open(animals, classes=["ant", "bee", "cat", "dog", "emu"])
+    assert folder.classes == ("ant", "bee", "cat", "dog", "emu")
+    assert folder.labels.tolist() == [0, 2, 2, 3, 3]
 
 
 def damage(animals: Path) -> None:

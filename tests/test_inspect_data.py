@@ -12,6 +12,7 @@ from inspect_data import Config, main
 from PIL import Image
 
 from cnnjax import settings
+from cnnjax.data import catalog
 from cnnjax.types import UserError
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "inspect_data.py"
@@ -24,14 +25,23 @@ def rows(path):
 
 def test_bccd(shared, tmp_path, capsys):
     summary = main(settings.change(Config(shared / "data/bccd"), run_dir=tmp_path, samples=5))
-    assert summary == {"kind": "voc", "images": 364, "boxes": 4886, "classes": 3, "faults/degenerate": 2}
+    faults = {"faults/alike in two splits": 1, "faults/degenerate": 2}
+    assert summary == {"kind": "voc", "images": 364, "boxes": 4886, "classes": 3, **faults}
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     counts = {row["class"]: (row["images"], row["boxes"]) for row in rows(tmp_path / "classes.csv")}
     assert counts == {"Platelets": ("201", "361"), "RBC": ("349", "4153"), "WBC": ("358", "372")}
     faults = rows(tmp_path / "faults.csv")
-    assert [Path(row["file"]).name for row in faults] == ["BloodImage_00338.xml", "BloodImage_00343.xml"]
+    assert {Path(row["file"]).name: Path(row["what"]).name for row in faults if "alike" in row["kind"]} == {
+        "BloodImage_00037.jpg": "BloodImage_00038.jpg"  # one field of view at two focal planes, in train and in test
+    }
+    names = {Path(row["file"]).name for row in faults if row["kind"] == "degenerate"}
+    assert names == {"BloodImage_00338.xml", "BloodImage_00343.xml"}
     printed = capsys.readouterr().out
-    assert not [text for text in ("4153", "box width", "640", "degenerate", "2 faults") if text not in printed]
+    assert not [
+        text
+        for text in ("4153", "box width", "640", "degenerate", "3 faults", "train: 205 images")
+        if text not in printed
+    ]
     with Image.open(tmp_path / "samples.png") as image:
         assert min(image.size) > 300
 
@@ -91,3 +101,51 @@ def test_a_folder_without_any_object(tmp_path):
         )
     summary = main(settings.change(Config(tmp_path), run_dir=tmp_path / "run"))
     assert summary == {"kind": "voc", "images": 2, "boxes": 0, "classes": 0, "faults/no objects": 2}
+
+
+def test_photos_in_two_splits_and_classes_that_one_lacks(tmp_path, capsys):
+    root = tmp_path / "plants"
+    smooth = np.random.default_rng(1).integers(0, 256, (9, 6, 8, 3), np.uint8)
+    photos = [Image.fromarray(each).resize((160, 120), Image.Resampling.BICUBIC) for each in smooth]
+    names = ["Train/fern/0", "Train/fern/1", "Train/moss/2", "Train/moss/3", "Train/rose/4", "Val/fern/5", "Val/moss/6"]
+    for photo, name in zip(photos, names, strict=False):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        photo.save(root / f"{name}.png")
+    (root / "Val/moss/same.png").write_bytes((root / "Train/moss/2.png").read_bytes())
+    (root / "Val/fern/wrong.png").write_bytes((root / "Train/moss/3.png").read_bytes())
+    photos[0].resize((80, 60)).save(root / "Val/fern/small.jpg", quality=60)
+    summary = main(settings.change(Config(root), run_dir=tmp_path / "run", smoke=True))
+    assert {name: n for name, n in summary.items() if "faults" in name} == {
+        "faults/alike in two splits": 1, "faults/class missing": 1, "faults/in two splits": 2, "faults/two classes": 1,
+    }  # fmt: skip
+    found = {(Path(row["file"]).name, row["kind"]): row for row in rows(tmp_path / "run/faults.csv")}
+    assert found["same.png", "in two splits"]["what"] == f"same as {root}/Train/moss/2.png"
+    assert ("wrong.png", "in two splits") in found
+    assert ("wrong.png", "two classes") in found
+    assert found["small.jpg", "alike in two splits"]["what"] == f"same as {root}/Train/fern/0.png"
+    assert found["plants", "class missing"]["object"] == "rose"
+    counts = {row["class"]: (row["train"], row["valid"]) for row in rows(tmp_path / "run/classes.csv")}
+    assert counts == {"fern": ("2", "3"), "moss": ("2", "2"), "rose": ("1", "0")}
+    assert "train: 5 images; valid: 5 images" in capsys.readouterr().out
+    alone = main(settings.change(Config(root), split="valid", run_dir=tmp_path / "valid", smoke=True))
+    assert alone == {"kind": "class folders", "images": 5, "boxes": 0, "classes": 3}
+    with pytest.raises(UserError, match="the splits train, valid: leave --split out"):
+        main(settings.change(Config(root), split="test", run_dir=tmp_path / "other"))
+
+
+def test_what_training_refuses_is_refused_with_its_error(folders, tmp_path):
+    folders.rename(tmp_path / "train")
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "test" / "cat.png")
+    with pytest.raises(UserError) as ours:
+        main(settings.change(Config(tmp_path), run_dir=tmp_path / "run"))
+    with pytest.raises(UserError) as trainings:
+        catalog.load(str(tmp_path))
+    assert str(trainings.value) in str(ours.value)
+
+
+def test_one_class_is_enough_to_look_at(tmp_path):
+    (tmp_path / "photos/cat").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(tmp_path / "photos/cat/1.png")
+    summary = main(settings.change(Config(tmp_path / "photos"), run_dir=tmp_path / "run", smoke=True))
+    assert (summary["images"], summary["classes"]) == (1, 1)

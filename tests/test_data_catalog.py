@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -316,6 +317,148 @@ def test_a_class_may_be_called_train(tmp_path: Path):
     assert catalog.load(str(tmp_path)).train.classes == ("bus", "train")
 
 
+def said(capsys) -> str:
+    """Line that was printed last."""
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def sizes(splits: catalog.Splits) -> dict[str, int]:
+    return {part: len(source) for part, source in splits.given.items()}
+
+
+def test_no_test_split_is_cut_where_train_and_valid_are_given_unless_asked_for(tmp_path: Path, capsys):
+    for part, count in (("train", 20), ("val", 5)):
+        make(tmp_path / part, "a", "b", count=count)
+    splits = catalog.load(str(tmp_path))
+    assert sizes(splits) == {"train": 40, "valid": 10}
+    assert splits.last == ("valid", splits.valid)
+    assert said(capsys) == f"{tmp_path}: train = train; valid = val; no test: valid is evaluated at the end"
+    asked = catalog.load(str(tmp_path), fractions=(0.2, None))
+    assert sizes(asked) == {"train": 32, "valid": 10, "test": 8}
+    assert asked.last == ("test", asked.test)
+    assert said(capsys) == f"{tmp_path}: train = train; valid = val; test = 20 % of train, by class"
+
+
+def test_a_fraction_of_0_is_no_test_split(tmp_path: Path, capsys):
+    make(tmp_path, "a", "b", count=20)
+    assert sizes(catalog.load(str(tmp_path), fractions=(0, 0.25))) == {"train": 30, "valid": 10}
+    assert said(capsys) == (
+        f"{tmp_path}: train = the rest; valid = 25 % of all, by class; no test: valid is evaluated at the end"
+    )
+    catalog.load(str(tmp_path))
+    assert said(capsys).endswith("valid = 15 % of the others, by class; test = 15 % of all, by class")
+    with pytest.raises(UserError, match="there is no validation split, and 0 is its fraction: give a --valid-fraction"):
+        catalog.load(str(tmp_path), fractions=(None, 0))
+
+
+def test_training_wants_two_classes(tmp_path: Path):
+    make(tmp_path, "a")
+    with pytest.raises(UserError, match=r"'a' is its only class folder; a classifier needs two or more$"):
+        catalog.load(str(tmp_path))
+
+
+def flowers_as(name: str, root: Path, tfds_dir: Path, *splits: str) -> None:
+    """Writes a data set with the 3,670 flowers in each of its splits."""
+    source, folder = tfds_dir / "tf_flowers" / "3.0.1", root / name / "3.0.1"
+    folder.mkdir(parents=True)
+    info = json.loads((source / "dataset_info.json").read_text())
+    info |= {"name": name, "splits": [{**info["splits"][0], "name": split} for split in splits]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    for file in ("features.json", "label.labels.txt"):
+        shutil.copyfile(source / file, folder / file)
+    for split in splits:
+        records = source / "tf_flowers-train.array_record-00000-of-00001"
+        (folder / f"{name}-{split}.array_record-00000-of-00001").symlink_to(records)
+
+
+@pytest.mark.parametrize(
+    ("there", "fractions", "counts", "says"),
+    [
+        (
+            ("train", "validation", "test"),
+            (None, None),
+            (3670, 3670, 3670),
+            "train = train; valid = validation; test = t",
+        ),
+        (
+            ("train", "validation", "test"),
+            (0.5, 0.5),
+            (3670, 3670, 3670),
+            "train = train; valid = validation; test = t",
+        ),
+        (
+            ("train",),
+            (None, None),
+            (2652, 468, 550),
+            "train = train[550:3202]; valid = train[3202:]; test = train[:550]",
+        ),
+        (
+            ("train",),
+            (0.5, 0.2),
+            (1468, 367, 1835),
+            "train = train[1835:3303]; valid = train[3303:]; test = train[:1835]",
+        ),
+        (
+            ("train",),
+            (0, None),
+            (3120, 550),
+            "train = train[0:3120]; valid = train[3120:]; no test: valid is evaluated",
+        ),
+        (
+            ("train", "test"),
+            (None, None),
+            (3120, 550, 3670),
+            "train = train[0:3120]; valid = train[3120:]; test = test",
+        ),
+        (("train", "validation"), (None, None), (3670, 3670), "train = train; valid = validation; no test: valid is"),
+        (
+            ("train", "validation"),
+            (0.1, None),
+            (3303, 3670, 367),
+            "train = train[367:3670]; valid = validation; test = ",
+        ),
+    ],
+)
+def test_the_publisher_s_splits_are_used_and_others_cut(tmp_path, tfds_dir, there, fractions, counts, says, capsys):
+    flowers_as("cats_vs_dogs", tmp_path, tfds_dir, *there)
+    splits = catalog.load("cats_vs_dogs", tmp_path, fractions=fractions)
+    assert tuple(sizes(splits).values()) == counts
+    assert said(capsys).startswith(f"cats_vs_dogs: {says}")
+
+
+def test_splits_that_are_chosen_replace_the_publisher_s(tmp_path: Path, tfds_dir: Path):
+    flowers_as("cats_vs_dogs", tmp_path, tfds_dir, "unlabelled", "test")
+    with pytest.raises(UserError, match="cats_vs_dogs has no split train, only unlabelled, test: choose all three"):
+        catalog.load("cats_vs_dogs", tmp_path)
+    texts = {"train": "test[:100]", "valid": "test[100:120]", "test": "test[120:150]"}
+    assert sizes(catalog.load("cats_vs_dogs", tmp_path, texts)) == {"train": 100, "valid": 20, "test": 30}
+
+
+def test_fractions_replace_the_chapter_s_cut_of_the_flowers(tfds_dir: Path):
+    assert sizes(catalog.load("tf_flowers", tfds_dir, fractions=(0, 0.1))) == {"train": 3303, "valid": 367}
+    with pytest.raises(UserError, match="digits has fixed splits: leave out the fractions"):
+        catalog.load("digits", fractions=(0, None))
+
+
+def test_which_of_a_folder_and_a_data_set_of_its_name_is_taken_is_said(
+    tmp_path: Path, tfds_dir: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(make(tmp_path, "digits", "mnist/a", "mnist/b", "coco/a", "coco/b", "photos/a", "photos/b"))
+    catalog.load("digits")
+    assert said(capsys) == "digits is taken for the data set of this name; write ./digits for the folder"
+    assert catalog.load("mnist", tfds_dir).train.classes == tuple("0123456789")
+    assert capsys.readouterr().out.startswith(
+        "mnist is taken for the data set of this name; write ./mnist for the folder\n"
+    )
+    assert catalog.load("coco").train.classes == ("a", "b")
+    assert capsys.readouterr().out.startswith(
+        "coco is taken for the folder here, not for the tfds data set of this name\n"
+    )
+    for name in ("./mnist", "photos", str(tmp_path / "coco")):
+        assert catalog.load(name).train.classes == ("a", "b")
+    assert "taken" not in capsys.readouterr().out
+
+
 def test_known_names_win_over_folders_and_others_do_not(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(make(tmp_path, "digits", "mnist", "coco"))
     assert [catalog.is_folder(name) for name in ("digits", "mnist", "coco", "./mnist", "nothing")] == [
@@ -418,3 +561,27 @@ def test_named_splits_of_annotated_images_are_taken(tmp_path: Path, capsys):
         catalog.load_annotated(voc(tmp_path / "b", objects, train=names[:14], test=names[13:]), 0.5, 0.5)
     with pytest.raises(UserError, match="too few"):
         catalog.load_annotated(voc(tmp_path / "c", {"a": ["cat"], "b": ["dog"]}), 0.5, 0.5, 1)
+
+
+def test_named_splits_are_found_by_their_usual_names(tmp_path: Path, capsys):
+    names = [f"{i:02}" for i in range(20)]
+    objects = {name: ["cat"] for name in names}
+    lists = {"Training": names[:12], "validation": names[12:16], "cat_train": names}
+    splits = catalog.load_annotated(voc(tmp_path / "a", objects, **lists))
+    assert sizes(splits) == {"train": 12, "valid": 4}
+    assert (
+        said(capsys)
+        == f"{tmp_path / 'a'}: train = its train; valid = its valid; no test: valid is evaluated at the end"
+    )
+    lists = {"trainval": names[:14], "test": names[14:]}
+    assert sizes(catalog.load_annotated(voc(tmp_path / "b", objects, **lists))) == {"train": 11, "valid": 3, "test": 6}
+    with pytest.raises(UserError, match="has the split test but no split train: add it, or give one file"):
+        catalog.load_annotated(voc(tmp_path / "c", objects, test=names[14:]))
+
+
+def test_an_annotated_evaluation_split_may_lack_classes(tmp_path: Path):
+    objects = {f"{i:02}": ["cat" if i % 2 else "dog"] for i in range(20)}
+    lists = {"train": list(objects)[:16], "val": ["17"], "test": ["18"]}
+    splits = catalog.load_annotated(voc(tmp_path, objects, **lists), objects=1)
+    assert [source.classes for source in splits.given.values()] == [("cat", "dog")] * 3
+    assert splits.last[1][0]["labels"].tolist() == [1]

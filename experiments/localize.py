@@ -27,7 +27,9 @@ class Config:
     """Data, base and training."""
 
     dataset: Annotated[Path, settings.LOCATES] = Path("animals")
-    """Pascal VOC folder, COCO JSON file or VIA file; its own splits train, val and test are used where it has them."""
+    """Annotations of Pascal VOC, COCO, VIA or YOLO, a folder or a file; its own splits are used where it has them."""
+    split: str | None = None
+    """The only one of its splits, lists or files to take, which is then cut."""
 
     box_features: settings.PositiveInt | None = 64
     """Channels that the box head reduces the last feature map to; None: it takes pooled features, as in the chapter."""
@@ -77,7 +79,7 @@ class Experiment(NamedTuple):
 
 def load_data(config: Config, size: int) -> catalog.Splits:
     """Splits of images with one object, squeezed to ``size``; prints the number of images and of faults in labels."""
-    splits = catalog.load_annotated(config.dataset, *config.reading.fractions, localize.OBJECTS)
+    splits = catalog.load_annotated(config.dataset, *config.reading.fractions, localize.OBJECTS, config.split)
     return experiment.load(splits, config.reading, transforms.squeeze(size), smoke=config.output.smoke)
 
 

@@ -550,6 +550,15 @@ def test_annotated_images_are_cut_by_class_where_each_has_one_object(tmp_path: P
     }  # fmt: skip
 
 
+def test_one_split_may_be_chosen_and_is_cut(tmp_path):
+    names = [f"{i:02}" for i in range(40)]
+    objects = {name: ["cat" if i % 2 else "dog"] for i, name in enumerate(names)}
+    root = voc(tmp_path, objects, night=names[:20], day=names[20:])
+    splits = catalog.load_annotated(root, 0.2, 0.25, 1, "night")
+    assert sorted(name for part in vars(splits).values() for name in paths(part)) == names[:20]
+    assert [len(part) for part in vars(splits).values()] == [12, 4, 4]
+
+
 def test_named_splits_of_annotated_images_are_taken(tmp_path: Path, capsys):
     objects = {f"{i:02}": ["cat"] for i in range(20)}
     names = list(objects)

@@ -237,7 +237,11 @@ def _cut(
 
 
 def load_annotated(
-    path: Path, test_fraction: float | None = None, valid_fraction: float | None = None, objects: int | None = None
+    path: Path,
+    test_fraction: float | None = None,
+    valid_fraction: float | None = None,
+    objects: int | None = None,
+    split: str | None = None,
 ) -> Splits:
     """Opens `annotations.AnnotatedImages` in the splits that their folder names; see `load` for those that are missing.
 
@@ -248,22 +252,22 @@ def load_annotated(
       test_fraction: share of all images, where there is no split test.
       valid_fraction: share of the others, where there is no validation split.
       objects: number of boxes of the images to take; 1: cut stratified by class; None: all images.
+      split: the only one to take, which is cut, as `annotations.open` has it; None: those that are named so, or all.
 
     Raises:
       UserError: as ``open_annotated``; an image is in two splits; too few images to cut.
     """
-    named = open_annotated(path)
-    for part, split in named.items():
-        print(f"{path}, {part}: {len(split.records)} images, {len(split.faults)} faults in their labels")
+    named = open_annotated(path) if split is None else {"all": annotations.open(path, split)}
+    for part, each in named.items():
+        print(f"{path}, {part}: {len(each.records)} images, {len(each.faults)} faults in their labels")
     parts: dict[Path, str] = {}
-    for part, record in ((part, record) for part, split in named.items() for record in split.records):
+    for part, record in ((part, record) for part, each in named.items() for record in each.records):
         if parts.setdefault(record.path, part) != part:
             raise UserError(f"{record.path} is in the splits {parts[record.path]} and {part}: take it out of one")
     found = {
-        part: split if objects is None else annotations.with_object_count(split, objects)
-        for part, split in named.items()
+        part: each if objects is None else annotations.with_object_count(each, objects) for part, each in named.items()
     }
-    given: dict[str, Source] = {part: annotations.AnnotatedImages(split) for part, split in found.items()}
+    given: dict[str, Source] = {part: annotations.AnnotatedImages(each) for part, each in found.items()}
     whole, origins = found.get("train") or found["all"], {part: f"its {part}" for part in named if part != "all"}
     labels = np.array([record.labels[0] for record in whole.records]) if objects == 1 else None
     rest = {part: source for part, source in given.items() if part not in ("train", "all")}

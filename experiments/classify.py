@@ -87,7 +87,9 @@ def resolve(config: Config) -> Config:
 def load_data(config: Config) -> catalog.Splits:
     """Splits of the data set, each image of the same shape; in memory where they fit."""
     texts = {part: getattr(config, f"{part}_split") for part in ("train", "valid", "test")}
-    splits = catalog.load(config.dataset, config.reading.data_dir, texts, config.channels, config.reading.fractions)
+    reading = config.reading
+    fractions = catalog.Fractions(reading.test_fraction, reading.valid_fraction)
+    splits = catalog.load(config.dataset, reading.data_dir, texts, config.channels, fractions)
     transform = transforms.center_crop(config.image_size) if config.image_size else None
     return experiment.load(splits, config.reading, transform, smoke=config.output.smoke)
 

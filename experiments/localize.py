@@ -79,7 +79,8 @@ class Experiment(NamedTuple):
 
 def load_data(config: Config, size: int) -> catalog.Splits:
     """Splits of images with one object, squeezed to ``size``; prints the number of images and of faults in labels."""
-    splits = catalog.load_annotated(config.dataset, *config.reading.fractions, localize.OBJECTS, config.split)
+    fractions = config.reading.test_fraction, config.reading.valid_fraction
+    splits = catalog.load_annotated(config.dataset, *fractions, localize.OBJECTS, config.split, usual=0.2)
     return experiment.load(splits, config.reading, transforms.squeeze(size), smoke=config.output.smoke)
 
 

@@ -333,7 +333,7 @@ def test_no_test_split_is_cut_where_train_and_valid_are_given_unless_asked_for(t
     assert sizes(splits) == {"train": 40, "valid": 10}
     assert splits.last == ("valid", splits.valid)
     assert said(capsys) == f"{tmp_path}: train = train; valid = val; no test: valid is evaluated at the end"
-    asked = catalog.load(str(tmp_path), fractions=(0.2, None))
+    asked = catalog.load(str(tmp_path), fractions=catalog.Fractions(0.2, None))
     assert sizes(asked) == {"train": 32, "valid": 10, "test": 8}
     assert asked.last == ("test", asked.test)
     assert said(capsys) == f"{tmp_path}: train = train; valid = val; test = 20 % of train, by class"
@@ -341,14 +341,14 @@ def test_no_test_split_is_cut_where_train_and_valid_are_given_unless_asked_for(t
 
 def test_a_fraction_of_0_is_no_test_split(tmp_path: Path, capsys):
     make(tmp_path, "a", "b", count=20)
-    assert sizes(catalog.load(str(tmp_path), fractions=(0, 0.25))) == {"train": 30, "valid": 10}
+    assert sizes(catalog.load(str(tmp_path), fractions=catalog.Fractions(0, 0.25))) == {"train": 30, "valid": 10}
     assert said(capsys) == (
         f"{tmp_path}: train = the rest; valid = 25 % of all, by class; no test: valid is evaluated at the end"
     )
     catalog.load(str(tmp_path))
     assert said(capsys).endswith("valid = 15 % of the others, by class; test = 15 % of all, by class")
     with pytest.raises(UserError, match="there is no validation split, and 0 is its fraction: give a --valid-fraction"):
-        catalog.load(str(tmp_path), fractions=(None, 0))
+        catalog.load(str(tmp_path), fractions=catalog.Fractions(None, 0))
 
 
 def test_training_wants_two_classes(tmp_path: Path):
@@ -421,7 +421,7 @@ def flowers_as(name: str, root: Path, tfds_dir: Path, *splits: str) -> None:
 )
 def test_the_publisher_s_splits_are_used_and_others_cut(tmp_path, tfds_dir, there, fractions, counts, says, capsys):
     flowers_as("cats_vs_dogs", tmp_path, tfds_dir, *there)
-    splits = catalog.load("cats_vs_dogs", tmp_path, fractions=fractions)
+    splits = catalog.load("cats_vs_dogs", tmp_path, fractions=catalog.Fractions(*fractions))
     assert tuple(sizes(splits).values()) == counts
     assert said(capsys).startswith(f"cats_vs_dogs: {says}")
 
@@ -435,9 +435,12 @@ def test_splits_that_are_chosen_replace_the_publisher_s(tmp_path: Path, tfds_dir
 
 
 def test_fractions_replace_the_chapter_s_cut_of_the_flowers(tfds_dir: Path):
-    assert sizes(catalog.load("tf_flowers", tfds_dir, fractions=(0, 0.1))) == {"train": 3303, "valid": 367}
+    assert sizes(catalog.load("tf_flowers", tfds_dir, fractions=catalog.Fractions(0, 0.1))) == {
+        "train": 3303,
+        "valid": 367,
+    }
     with pytest.raises(UserError, match="digits has fixed splits: leave out the fractions"):
-        catalog.load("digits", fractions=(0, None))
+        catalog.load("digits", fractions=catalog.Fractions(0, None))
 
 
 def test_which_of_a_folder_and_a_data_set_of_its_name_is_taken_is_said(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,24 @@ TFDS = {
 }
 FRACTION = 0.15  # share that is cut off for a split where none is given
 
-Fractions = tuple[float | None, float | None]
-"""Shares of the images for test, and of the others for validation, where there are no such splits; None: the usual."""
+
+class Fractions(NamedTuple):
+    """Shares to cut off where there are no such splits.
+
+    Attributes:
+      test: share of the images; None: ``usual``, but 0 where a validation split is given.
+      valid: share of the others; None: `FRACTION`.
+      usual: share for test that is cut unasked.
+    """
+
+    test: float | None = None
+    valid: float | None = None
+    usual: float = FRACTION
+
+    @property
+    def asked(self) -> bool:
+        """True where the user gave one."""
+        return self.test is not None or self.valid is not None
 
 
 @dataclass(frozen=True)
@@ -57,12 +74,11 @@ def load(
     data_dir: Path | None = None,
     splits: Mapping[str, str] | None = None,
     channels: int = 3,
-    fractions: Fractions = (None, None),
+    fractions: Fractions = Fractions(),
 ) -> Splits:
     """Opens a data set, and prints a line that says where each split comes from.
 
-    Splits that are missing are cut off train, the same each time: `FRACTION` of it unless ``fractions`` say otherwise.
-    Nothing is cut off for test where a validation split is given, unless its fraction is given; nor where that is 0.
+    Splits that are missing are cut off train, the same each time, in the shares of ``fractions``.
 
     Args:
       name: ``digits``, a tfds name (``fashion_mnist``, ``emnist/balanced``, ``mnist:3.0.1``, …), or the path of a
@@ -77,7 +93,7 @@ def load(
     chosen = {part: each for part, each in (splits or {}).items() if each}
     if chosen and (name in EMBEDDED or is_folder(name)):
         raise UserError(f"{name} has fixed splits; {sorted(chosen)} can be chosen for tfds data sets only")
-    if name in EMBEDDED and fractions != (None, None):
+    if name in EMBEDDED and fractions.asked:
         raise UserError(f"{name} has fixed splits: leave out the fractions for test and valid")
     if note := namesake(name):
         print(note)
@@ -98,7 +114,7 @@ def load(
 
 def _tfds_splits(name: str, directory: Path, chosen: Mapping[str, str], fractions: Fractions) -> dict[str, str]:
     """Splits in tfds' syntax that are not ``chosen``: the publisher's, and those that are cut off the ends of train."""
-    if fractions == (None, None) and (known := TFDS.get(tfds.base_name(name))):
+    if not fractions.asked and (known := TFDS.get(tfds.base_name(name))):
         return {part: each for part, each in known.items() if part not in chosen}
     if len(chosen) == len(split_folders.NAMES):
         return {}
@@ -124,11 +140,9 @@ def _shares(given: Container[str], fractions: Fractions) -> dict[str, float]:
     Raises:
       UserError: nothing is left to validate on.
     """
-    test, valid = fractions
-    if test is None:
-        test = 0.0 if "valid" in given else FRACTION
-    if valid is None:
-        valid = FRACTION
+    unasked = 0.0 if "valid" in given else fractions.usual
+    test = unasked if fractions.test is None else fractions.test
+    valid = FRACTION if fractions.valid is None else fractions.valid
     if "valid" not in given and not valid:
         raise UserError("there is no validation split, and 0 is its fraction: give a --valid-fraction above 0")
     return {part: share for part, share in (("test", test), ("valid", valid)) if part not in given and share}
@@ -176,7 +190,7 @@ def digits() -> Splits:
 EMBEDDED: Mapping[str, Callable[[], Splits]] = {"digits": digits}
 
 
-def folder(root: Path, channels: int = 3, fractions: Fractions = (None, None)) -> Splits:
+def folder(root: Path, channels: int = 3, fractions: Fractions = Fractions()) -> Splits:
     """Opens a folder with one sub-folder per class, or with splits (``train``, ``valid``, ``test``) of such.
 
     Splits that are missing are cut off stratified, see `load`.
@@ -242,6 +256,7 @@ def load_annotated(
     valid_fraction: float | None = None,
     objects: int | None = None,
     split: str | None = None,
+    usual: float = FRACTION,
 ) -> Splits:
     """Opens `annotations.AnnotatedImages` in the splits that their folder names; see `load` for those that are missing.
 
@@ -249,8 +264,9 @@ def load_annotated(
 
     Args:
       path: a Pascal VOC folder, a COCO JSON file, a VIA file, …; see `annotations.open`.
-      test_fraction: share of all images, where there is no split test.
+      test_fraction: share of all images, where there is no split test; see `Fractions`, also for the next two.
       valid_fraction: share of the others, where there is no validation split.
+      usual: share for test that is cut unasked.
       objects: number of boxes of the images to take; 1: cut stratified by class; None: all images.
       split: the only one to take, which is cut, as `annotations.open` has it; None: those that are named so, or all.
 
@@ -271,7 +287,8 @@ def load_annotated(
     whole, origins = found.get("train") or found["all"], {part: f"its {part}" for part in named if part != "all"}
     labels = np.array([record.labels[0] for record in whole.records]) if objects == 1 else None
     rest = {part: source for part, source in given.items() if part not in ("train", "all")}
-    return _complete(path, annotations.AnnotatedImages(whole), labels, rest, origins, (test_fraction, valid_fraction))
+    fractions = Fractions(test_fraction, valid_fraction, usual)
+    return _complete(path, annotations.AnnotatedImages(whole), labels, rest, origins, fractions)
 
 
 def open_annotated(path: Path, check: bool = False, cache: Path | None = None) -> dict[str, annotations.Annotations]:

@@ -50,6 +50,9 @@ class Fractions(NamedTuple):
         return self.test is not None or self.valid is not None
 
 
+USUAL = Fractions()
+
+
 @dataclass(frozen=True)
 class Splits:
     """The three parts of a data set; all have the same classes. ``test`` is None where nothing is set aside for it."""
@@ -74,7 +77,7 @@ def load(
     data_dir: Path | None = None,
     splits: Mapping[str, str] | None = None,
     channels: int = 3,
-    fractions: Fractions = Fractions(),
+    fractions: Fractions = USUAL,
 ) -> Splits:
     """Opens a data set, and prints a line that says where each split comes from.
 
@@ -190,7 +193,7 @@ def digits() -> Splits:
 EMBEDDED: Mapping[str, Callable[[], Splits]] = {"digits": digits}
 
 
-def folder(root: Path, channels: int = 3, fractions: Fractions = Fractions()) -> Splits:
+def folder(root: Path, channels: int = 3, fractions: Fractions = USUAL) -> Splits:
     """Opens a folder with one sub-folder per class, or with splits (``train``, ``valid``, ``test``) of such.
 
     Splits that are missing are cut off stratified, see `load`.
@@ -292,14 +295,14 @@ def load_annotated(
 
 
 def open_annotated(path: Path, check: bool = False, cache: Path | None = None) -> dict[str, annotations.Annotations]:
-    """Opens annotations by split, with the classes of the training split; without named splits as the split ``all``.
+    """Opens annotations by split, with the classes of the training split; without one all images as the split ``all``.
 
     Args:
       check: as for `annotations.open`.
       cache: as for `annotations.open`.
 
     Raises:
-      UserError: as ``annotations.open``; there are splits, but none to train on.
+      UserError: as ``annotations.open``.
     """
     path, found = path.expanduser(), dict[str, annotations.Annotations]()
     for part, names in split_folders.NAMES.items():
@@ -309,7 +312,8 @@ def open_annotated(path: Path, check: bool = False, cache: Path | None = None) -
                 found[part] = annotations.open(path, name, classes=classes, check=check, cache=cache)
                 break
     if found and "train" not in found:
-        raise UserError(f"{path} has the split {' and '.join(found)} but no split train: add it, or give one file")
+        print(f"{path}: its split {' and '.join(found)} is not used, as there is no split train: all images are read")
+        found = {}
     return found or {"all": annotations.open(path, check=check, cache=cache)}
 
 

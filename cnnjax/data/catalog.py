@@ -3,19 +3,17 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from cnnjax import text
 from cnnjax.data import annotations
 from cnnjax.data.formats import split_folders, tfds
 from cnnjax.data.formats.annotated import NoSplitError
-from cnnjax.data.sources import Arrays, Source, Subset
+from cnnjax.data.sources import Arrays, Source
+from cnnjax.data.splits import FRACTION, USUAL, Fractions, Splits, complete, cut, say, shares
 from cnnjax.types import UserError
 
 # Data set → its splits in tfds' syntax, where they are not the publisher's: the tail of train is the validation split;
@@ -28,48 +26,6 @@ TFDS = {
     "mnist": {"train": "train[:55000]", "valid": "train[55000:]", "test": "test"},
     "tf_flowers": {"train": "train[25%:]", "valid": "train[10%:25%]", "test": "train[:10%]"},
 }
-FRACTION = 0.15  # share that is cut off for a split where none is given
-
-
-class Fractions(NamedTuple):
-    """Shares to cut off where there are no such splits.
-
-    Attributes:
-      test: share of the images; None: ``usual``, but 0 where a validation split is given.
-      valid: share of the others; None: `FRACTION`.
-      usual: share for test that is cut unasked.
-    """
-
-    test: float | None = None
-    valid: float | None = None
-    usual: float = FRACTION
-
-    @property
-    def asked(self) -> bool:
-        """True where the user gave one."""
-        return self.test is not None or self.valid is not None
-
-
-USUAL = Fractions()
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The three parts of a data set; all have the same classes. ``test`` is None where nothing is set aside for it."""
-
-    train: Source
-    valid: Source
-    test: Source | None
-
-    @property
-    def given(self) -> dict[str, Source]:
-        """Splits that there are, by name."""
-        return {part: source for part, source in vars(self).items() if source is not None}
-
-    @property
-    def last(self) -> tuple[str, Source]:
-        """Name and examples of the split that is evaluated when training has ended: test or, without it, valid."""
-        return ("valid", self.valid) if self.test is None else ("test", self.test)
 
 
 def load(
@@ -111,7 +67,7 @@ def load(
     except tfds.UnknownNameError as error:
         near = get_close_matches(name.lower(), [*EMBEDDED, *tfds.known_names()], 3) or [*EMBEDDED, *TFDS]
         raise UserError(f"{error}: did you mean {', '.join(near)}, or the path of a folder?") from error
-    _say(name, texts)
+    say(name, texts)
     return Splits(parts["train"], parts["valid"], parts.get("test"))
 
 
@@ -125,37 +81,16 @@ def _tfds_splits(name: str, directory: Path, chosen: Mapping[str, str], fraction
     parts = {part: split for part, names in split_folders.NAMES.items() for split in sizes if split.lower() in names}
     if "train" not in parts:
         raise UserError(f"{name} has no split train, only {', '.join(sizes)}: choose all three splits among them")
-    shares = _shares({**parts, **chosen}, fractions)
+    missing = shares({**parts, **chosen}, fractions)
     count = sizes[parts["train"]]
-    test = round(count * shares.get("test", 0))
-    valid = round((count - test) * shares.get("valid", 0))
-    if shares:
+    test = round(count * missing.get("test", 0))
+    valid = round((count - test) * missing.get("valid", 0))
+    if missing:
         train = parts["train"]
-        cut = {"train": f"{train}[{test}:{count - valid}]", "valid": f"{train}[{count - valid}:]"}
-        cut["test"] = f"{train}[:{test}]"
-        parts |= {part: each for part, each in cut.items() if part in shares or part == "train"}
+        cuts = {"train": f"{train}[{test}:{count - valid}]", "valid": f"{train}[{count - valid}:]"}
+        cuts["test"] = f"{train}[:{test}]"
+        parts |= {part: each for part, each in cuts.items() if part in missing or part == "train"}
     return parts
-
-
-def _shares(given: Container[str], fractions: Fractions) -> dict[str, float]:
-    """Shares to cut off train for the splits that are not ``given``: for test of all, then for valid of the others.
-
-    Raises:
-      UserError: nothing is left to validate on.
-    """
-    unasked = 0.0 if "valid" in given else fractions.usual
-    test = unasked if fractions.test is None else fractions.test
-    valid = FRACTION if fractions.valid is None else fractions.valid
-    if "valid" not in given and not valid:
-        raise UserError("there is no validation split, and 0 is its fraction: give a --valid-fraction above 0")
-    return {part: share for part, share in (("test", test), ("valid", valid)) if part not in given and share}
-
-
-def _say(name: object, origins: Mapping[str, str]) -> None:
-    """Prints where each split comes from."""
-    parts = [f"{part} = {origins[part]}" for part in split_folders.NAMES if part in origins]
-    none = "" if "test" in origins else "; no test: valid is evaluated at the end"
-    print(text.one_line(f"{name}: {'; '.join(parts)}{none}"))
 
 
 def is_folder(name: str) -> bool:
@@ -185,8 +120,8 @@ def digits() -> Splits:
 
     data, classes = load_digits(), tuple("0123456789")
     images, labels = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None], data.target.astype(np.int32)
-    rest, test = _cut(labels, np.arange(len(labels)), "test", 0.2, classes)
-    train, valid = _cut(labels, rest, "valid", 0.1, classes)
+    rest, test = cut(labels, np.arange(len(labels)), "test", 0.2, classes)
+    train, valid = cut(labels, rest, "valid", 0.1, classes)
     return Splits(*(Arrays({"image": images[part], "label": labels[part]}, classes) for part in (train, valid, test)))
 
 
@@ -207,50 +142,7 @@ def folder(root: Path, channels: int = 3, fractions: Fractions = USUAL) -> Split
     if len(whole.classes) < 2:
         raise UserError(f"{root}: {whole.classes[0]!r} is its only class folder; a classifier needs two or more")
     origins = {part: str(path.relative_to(root)) for part, path in places.items() if part != "all"}
-    return _complete(root, whole, whole.labels, given, origins, fractions)
-
-
-def _complete(
-    name: object,
-    whole: Source,
-    labels: np.ndarray | None,
-    given: Mapping[str, Source],
-    origins: Mapping[str, str],
-    fractions: Fractions,
-) -> Splits:
-    """Splits ``given`` and, cut off ``whole``, the others: the same each time, stratified by ``labels``.
-
-    Args:
-      origins: split → where it comes from, to be printed; without train, ``whole`` is no split by itself.
-    """
-    train, parts, said = np.arange(len(whole)), dict(given), {"train": "the rest", **origins}
-    for part, share in _shares(given, fractions).items():
-        train, cut = _cut(labels, train, part, share, whole.classes)
-        parts[part] = Subset(whole, cut)
-        others = (
-            "the others" if part == "valid" and "test" in parts.keys() - given.keys() else origins.get("train", "all")
-        )
-        said[part] = f"{100 * share:g} % of {others}{'' if labels is None else ', by class'}"
-    _say(name, said)
-    return Splits(Subset(whole, train), parts["valid"], parts.get("test"))
-
-
-def _cut(
-    labels: np.ndarray | None, indices: np.ndarray, part: str, fraction: float, classes: Sequence[str]
-) -> list[np.ndarray]:
-    """Indices that are kept, and those that are cut off for a split."""
-    from sklearn.model_selection import train_test_split  # costs most of a second
-
-    strata = None if labels is None else labels[indices]
-    try:
-        return train_test_split(indices, test_size=fraction, stratify=strata, random_state=0)
-    except ValueError as error:
-        few = f"too few images to cut a {part} split off the {len(indices)}"
-        if strata is not None:
-            counts = np.bincount(strata, minlength=len(classes))
-            fewest = int(counts.argmin())
-            few += f" in {len(counts)} classes, the fewest being {counts[fewest]} of {classes[fewest]!r}"
-        raise UserError(f"{few}: add images, or make train, valid and test by hand") from error
+    return complete(root, whole, whole.labels, given, origins, fractions)
 
 
 def load_annotated(
@@ -291,7 +183,7 @@ def load_annotated(
     labels = np.array([record.labels[0] for record in whole.records]) if objects == 1 else None
     rest = {part: source for part, source in given.items() if part not in ("train", "all")}
     fractions = Fractions(test_fraction, valid_fraction, usual)
-    return _complete(path, annotations.AnnotatedImages(whole), labels, rest, origins, fractions)
+    return complete(path, annotations.AnnotatedImages(whole), labels, rest, origins, fractions)
 
 
 def open_annotated(path: Path, check: bool = False, cache: Path | None = None) -> dict[str, annotations.Annotations]:

@@ -34,7 +34,7 @@ class Config:
     """Data set, and the samples to draw from it."""
 
     data: tyro.conf.Positional[Path]
-    """Class folders, a Pascal VOC folder, or COCO or VGG Image Annotator's annotations: a folder or a file."""
+    """Class folders or annotated images, see docs/data.md: a folder or a file."""
     split: str | None = None
     """Split of class folders, list of a VOC folder, or annotation file; None: all that training reads."""
     samples: settings.PositiveInt = 16

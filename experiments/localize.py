@@ -4,9 +4,9 @@
     python experiments/localize.py --dataset path/to/coco.json --box-loss giou
     python experiments/localize.py --dataset path/to/voc --smoke           # random weights, nothing is downloaded
 
-Reads Pascal VOC folders (which LabelImg writes), COCO JSON and VGG Image Annotator's files, and takes the images with
-exactly one object. First the new heads train over a frozen base, then all of the network. Images are squeezed to the
-base's size; augmentation moves the boxes with the pixels. The test split is evaluated once, at the end.
+Reads Pascal VOC, COCO, VGG Image Annotator's files and YOLO's (docs/data.md), and takes the images with exactly one
+object. First the new heads train over a frozen base, then all of the network. Images are squeezed to the base's size;
+augmentation moves the boxes with the pixels. The test split is evaluated once, at the end.
 """
 
 from dataclasses import dataclass, replace

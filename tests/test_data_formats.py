@@ -4,16 +4,18 @@ import json
 import random
 import resource
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax.data import annotations
+from cnnjax.data import annotations, catalog
 from cnnjax.data.formats import masks
 from cnnjax.data.formats.annotated import NoSplitError, Runs
 from cnnjax.types import UserError
 
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 WIDTH, HEIGHT = 60, 40
 SQUARE = [5, 5, 20, 20]  # xywh
 
@@ -87,7 +89,9 @@ def test_a_category_over_the_others_is_no_class_and_equal_names_are_one(tmp_path
 def test_paths_of_other_systems_and_computers_lead_to_the_image(tmp_path, name):
     paint(tmp_path / "images" / "a.png")
     coco(tmp_path / "annotations" / "instances_default.json", [(0, name)], [(0, 1, {})])
-    assert annotations.open(tmp_path).records[0].path.resolve() == tmp_path / "images" / "a.png"
+    found = annotations.open(tmp_path)
+    assert found.records[0].path.resolve() == tmp_path / "images" / "a.png"
+    assert faults(found) == ([(name.replace("\\", "/"), "other folder")] if name.startswith(("C:", "/")) else [])
 
 
 def test_a_name_that_two_images_have_is_not_guessed(tmp_path):
@@ -149,6 +153,34 @@ def test_voc_in_lower_case_and_coco_2017(tmp_path):
             coco(tmp_path / "coco" / "annotations" / f"{name}_{split}2017.json", [(0, "a.png")], [(0, 1, {})])
     for split in ("val", "val2017", "instances_val2017"):
         assert annotations.open(tmp_path / "coco", split).records[0].path.parent.name == "val2017"
+
+
+def test_images_after_the_first_twenty_are_looked_for_too(tmp_path):
+    names = [f"{i}.png" for i in range(30)]
+    for name in names:
+        paint(tmp_path / name)
+    listed = [*names[:29], "/home/you/29.png"]
+    coco(tmp_path / "a.json", list(enumerate(listed)), [(29, 1, {})])
+    found = annotations.open(tmp_path)
+    assert [record.path for record in found.records] == [tmp_path / name for name in names]
+    assert annotations.counted([f for f in found.faults if f.kind != "no objects"]) == (
+        "1 faults in their labels: 1 × other folder"
+    )
+
+
+def test_split_flag_of_files_whose_names_say_no_part(tmp_path):
+    """The error names --split, which localize.py, inspect_data.py and evaluate.py have."""
+    for name in ("mine", "yours"):
+        images = [(i, f"{name}{i}.png") for i in range(20)]
+        for _, image in images:
+            paint(tmp_path / image)
+        coco(tmp_path / f"{name}.json", images, [(i, 1 + i % 2, {}) for i in range(20)])
+    with pytest.raises(UserError, match="several files; choose a --split among mine, yours"):
+        catalog.load_annotated(tmp_path, 0.2, 0.2, 1)
+    splits = catalog.load_annotated(tmp_path, 0.2, 0.2, 1, "yours")
+    assert sum(len(source) for source in vars(splits).values() if source is not None) == 20
+    for script in ("localize", "inspect_data", "evaluate"):
+        assert "    split: str | None" in (EXPERIMENTS / f"{script}.py").read_text()
 
 
 # ---- shapes ----
@@ -213,6 +245,26 @@ def test_shapes_of_via_have_boxes_around_them_and_masks(tmp_path, shape, box, ar
         np.testing.assert_allclose([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], box, atol=1)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"name": "polygon", "all_points_x": [5, 25, 25], "all_points_y": [5, 5]},
+        {"name": "polygon", "all_points_x": "123", "all_points_y": "456"},
+        {"name": "circle", "cx": 20, "cy": 20, "r": "wide"},
+        {"name": "ellipse", "cx": 1e308, "cy": 1e308, "rx": 1e308, "ry": 1e308, "theta": 1},
+        {"name": "star"},
+    ],
+)
+def test_one_shape_that_cannot_be_read_is_a_fault_of_its_own(tmp_path, shape):
+    paint(tmp_path / "a.png")
+    rect = {"name": "rect", **dict(zip(("x", "y", "width", "height"), SQUARE, strict=True))}
+    regions = [{"shape_attributes": each, "region_attributes": {"class": "cat"}} for each in (rect, shape)]
+    write(tmp_path / "via.json", json.dumps({"a": {"filename": "a.png", "regions": regions}}))
+    found = annotations.open(tmp_path)
+    assert len(found.records[0].boxes) == 1
+    assert faults(found) == [("region 2 (cat)", "unreadable")]
+
+
 def test_masks_of_polygons_by_hand():
     triangle = masks.rasterize((((0.0, 0.0), (4.0, 0.0), (0.0, 4.0)),), 4, 5)
     assert triangle.astype(int).tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
@@ -274,6 +326,44 @@ def test_the_layout_of_ultralytics(tmp_path, names):
         annotations.open(root, "test")
 
 
+def test_folders_of_splits_within_images(tmp_path):
+    for split in ("train", "val"):
+        paint(tmp_path / "images" / split / f"{split}.png")
+        write(tmp_path / "labels" / split / f"{split}.txt", YOLO)
+    write(tmp_path / "classes.txt", "cat")
+    for split in ("train", "valid"):
+        (record,) = annotations.open(tmp_path, split).records
+        assert record.path.stem == {"valid": "val"}.get(split, split)
+    assert set(catalog.open_annotated(tmp_path)) == {"train", "valid"}
+    with pytest.raises(NoSplitError, match="no folder of the split 'test'; folders there: train, val"):
+        annotations.open(tmp_path, "test")
+
+
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]\n" for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("nc: 3\nnames: [cat]", "nc is 3, but 1 classes have names: correct one of the two"),
+        ("names: [no, yes]", "a name of a class is a bool; expected one word: write it in quotes"),
+        (f"{BOMB}names: *a11", "a name of a class is a list"),
+        (f"{BOMB}names: {{1: *a11}}", "expected as a list, or numbered from 0$"),
+        (f"{BOMB}names: [cat]\npath: *a11", "path is a list"),
+        (f"{BOMB}names: [cat]\nnc: *a11", "nc is a list"),
+        (f"{BOMB}names: [cat]\nval: *a11", "val is a list"),
+    ],
+)
+def test_a_yaml_file_that_cannot_be_meant_so_is_one_short_line(tmp_path, text, error):
+    """BOMB stands for 10¹² words in twelve lines."""
+    paint(tmp_path / "images" / "a.png")
+    write(tmp_path / "labels" / "a.txt", YOLO)
+    write(tmp_path / "data.yaml", f"train: images\n{text}\n")
+    with pytest.raises(UserError, match=error) as raised:
+        annotations.open(tmp_path)
+    assert len(str(raised.value)) < 400
+
+
 @pytest.mark.parametrize("file", ["classes.txt", "labels/classes.txt", "my.names"])
 def test_images_beside_labels_with_a_list_of_names(tmp_path, file):
     paint(tmp_path / "images" / "a.png")
@@ -301,6 +391,27 @@ def test_an_error_of_nothing_left_names_the_commonest_faults(tmp_path):
 
 
 # ---- damage ----
+
+
+def test_numbers_beyond_reason(tmp_path):
+    """A picture of 10³⁰⁰ pixels would have infinite boxes; a text of four digits is no box."""
+    paint(tmp_path / "a.png")
+    content = json.loads(
+        coco(tmp_path / "a.json", [(0, "a.png")], [(0, 1, {"bbox": [0, 0, 1e299, 1e299]})]).read_text()
+    )
+    write(tmp_path / "a.json", json.dumps({**content, "images": [{**content["images"][0], "width": 1e300}]}))
+    with pytest.raises(UserError, match=r"no picture with annotations is left: 1 × size, such as 1e\+300×40 pixels"):
+        annotations.open(tmp_path)
+    coco(tmp_path / "a.json", [(0, "a.png")], [(0, 1, {"bbox": "1234"}), (0, 1, {"bbox": ["x" * 10000]})])
+    found = annotations.open(tmp_path)
+    assert faults(found) == [(f"annotation {i} (cat)", "unreadable") for i in (0, 1)]
+    assert max(len(fault.what) for fault in found.faults) < 200
+
+
+@pytest.mark.parametrize("text", ["o" * 400_000, "~", "!", "o"])
+def test_a_damaged_run_length_code_is_refused_at_once(text):
+    with pytest.raises(ValueError, match="run-length code"):
+        masks.decoded(text)
 
 
 def samples(root):
@@ -357,8 +468,15 @@ def mutated(rng, content):
     return content
 
 
+def replace(file, content):
+    """Writes a file anew: truncating one makes ext4 wait for the disk."""
+    file.unlink()
+    file.write_bytes(content)
+
+
 def test_two_thousand_damaged_files_give_a_result_or_one_line(tmp_path):
     rng, chosen = random.Random(0), samples(tmp_path)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + 2**20  # in KiB: 1 GiB more than before
     whole = {kind: file.read_bytes() for kind, (file, _) in chosen.items()}
     for kind, (_, path) in chosen.items():
         assert len(annotations.open(path).records) == 1, kind
@@ -366,7 +484,7 @@ def test_two_thousand_damaged_files_give_a_result_or_one_line(tmp_path):
     for i in range(2000):
         kind = list(chosen)[i % len(chosen)]
         file, path = chosen[kind]
-        file.write_bytes(content := mutated(rng, whole[kind]))
+        replace(file, content := mutated(rng, whole[kind]))
         began = time.perf_counter()
         try:
             found = annotations.open(path)
@@ -376,6 +494,6 @@ def test_two_thousand_damaged_files_give_a_result_or_one_line(tmp_path):
         except UserError as error:
             outcomes[kind].add("error" if len(str(error).splitlines()) == 1 else f"several lines for {content!r}")
         assert time.perf_counter() - began < 1, content
-        file.write_bytes(whole[kind])
+        replace(file, whole[kind])
     assert all(each == {"result", "error"} for each in outcomes.values())
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 2**20  # KiB; what tests before it took included
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < most

@@ -32,6 +32,7 @@ from cnnjax.data.formats.annotated import (
 from cnnjax.data.formats.images import decode, header_size
 from cnnjax.types import UserError
 
+MOST_SIDE = 2**20  # in pixels: more is a slip, and its boxes would be inexact in float32
 ROUNDING = 0.5  # pixels by which a box may leave the image without being a fault; it is clipped in any case
 
 FAULTS: Mapping[str, str] = {
@@ -47,6 +48,7 @@ FAULTS: Mapping[str, str] = {
     "no objects": "a picture without boxes: kept",
     "missing picture": "there is no such file: left out",
     "unreadable picture": "it cannot be decoded: left out",
+    "other folder": "the picture is not where the file says: the only one of its name is taken",
     "size": "not the picture's: left out, its boxes would be too",
     "no class": "a category that only names the data set: left out",
     "class listed twice": "two categories with one name: one class",
@@ -119,6 +121,12 @@ def open(
     return Annotations(tuple(records), names, tuple(faults), kind)
 
 
+def counted(faults: Sequence[Fault]) -> str:
+    """Number of faults and of each kind: ``3 faults in their labels: 2 × clipped, 1 × no objects``."""
+    kinds = ", ".join(f"{count} × {kind}" for kind, count in Counter(fault.kind for fault in faults).most_common())
+    return f"{len(faults)} faults in their labels{': ' if kinds else ''}{kinds}"
+
+
 def _commonest(faults: Sequence[Fault]) -> str:
     """The commonest kinds of faults with their numbers and an example of each, to go on with a message."""
     first = {fault.kind: fault for fault in reversed(faults)}
@@ -157,6 +165,11 @@ def _record(image: AnnotatedImage, labels: Mapping[str, int], faults: list[Fault
     if size is None:
         kind = "unreadable picture" if is_file(image.path) else "missing picture"
         faults.append(Fault(image.file, "", kind, f"{image.path}, whose size is not written elsewhere"))
+        return None
+    if max(size) > MOST_SIDE:
+        faults.append(
+            Fault(image.file, "", "size", f"{size[0]:.6g}×{size[1]:.6g} pixels: correct it in the annotation")
+        )
         return None
     kept: dict[tuple[Box, str], Labelled] = {}
     for each in image.objects:

@@ -170,7 +170,7 @@ def load_annotated(
     """
     named = open_annotated(path) if split is None else {"all": annotations.open(path, split)}
     for part, each in named.items():
-        print(f"{path}, {part}: {len(each.records)} images, {len(each.faults)} faults in their labels")
+        print(f"{path}, {part}: {len(each.records)} images, {annotations.counted(each.faults)}")
     parts: dict[Path, str] = {}
     for part, record in ((part, record) for part, each in named.items() for record in each.records):
         if parts.setdefault(record.path, part) != part:
@@ -213,7 +213,8 @@ def _split_names(path: Path, names: Sequence[str]) -> list[str]:
     """Names of splits among ``names``, in any case, that a folder or a YAML file may have: a reader tells if it has."""
     lists = ("ImageSets/Main/*.txt", "*.json", "annotations/*.json", "*.csv", "annotations/*.csv")
     there = [file.stem for pattern in lists for file in sorted(path.glob(pattern))]
-    there += sorted(each.name for each in path.iterdir() if each.is_dir()) if path.is_dir() else []
+    for folder in (path, path / "images"):  # YOLO has images/train beside labels/train
+        there += sorted(each.name for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
     yaml = any(file.suffix in (".yaml", ".yml") for file in ([path] if path.is_file() else path.glob("*.y*ml")))
     ends = [re.search(rf"(?i)(?:^|_)({name})(?:\d{{4}})?$", each) for name in names for each in there]
     return list(dict.fromkeys([*(end[1] for end in ends if end), *(names if yaml else ())]))

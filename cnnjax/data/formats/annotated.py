@@ -118,12 +118,12 @@ def json_content(file: Path) -> Any:
         raise UserError(f"{file}: not JSON ({error}): export the annotations again") from error
 
 
-def image_paths(file: Path, names: Sequence[str]) -> list[Path]:
-    r"""Paths of images by the names in an annotation file, which may have ``\`` between folders.
+def image_paths(file: Path, names: Sequence[str]) -> tuple[list[Path], list[Fault]]:
+    r"""Paths of images by the names in an annotation file, which may have ``\`` between folders; faults of the names.
 
     Names are relative to the folder called like the end of the file's name (``instances_val2017.json``: ``val2017``),
     to ``images`` or to the file's own folder; each there and one folder up. Where there is no such folder, as in paths
-    of another computer, the only image of that name in one of them is taken.
+    of another computer, the only image of that name in one of them is taken, and a fault says so.
     """
     names = [portable(name) for name in names]
     end = file.stem.rpartition("_")[2]
@@ -132,16 +132,19 @@ def image_paths(file: Path, names: Sequence[str]) -> list[Path]:
     usual = file.parent.parent / end if file.parent.name == "annotations" else file.parent
     folder = next((each for name in names[:20] for each in folders if is_file(each / name)), usual)
     paths = [folder / name for name in names]
-    if all(map(is_file, paths[:20])):
-        return paths
+    if all(map(is_file, paths)):
+        return paths, []
     known: dict[str, set[Path]] = {}
     for each in dict.fromkeys(folders):
         for path in each.iterdir() if each.is_dir() else ():
             known.setdefault(path.name, set()).add(path)
-    found = [known.get(path.name, set()) for path in paths]
-    return [
-        path if is_file(path) or len(same) != 1 else next(iter(same)) for path, same in zip(paths, found, strict=True)
-    ]
+    faults = []
+    for i, path in enumerate(paths):
+        same = known.get(path.name, set())
+        if len(same) == 1 and not is_file(path):
+            (paths[i],) = same
+            faults.append(Fault(file, names[i], "other folder", f"there is only {paths[i]}"))
+    return paths, faults
 
 
 def portable(name: str) -> str:
@@ -171,12 +174,19 @@ def class_names(images: Iterable[AnnotatedImage]) -> tuple[str, ...]:
     return tuple(sorted({each.label for image in images for each in image.objects if each.label}))
 
 
+def numbers(values: Any) -> tuple[float, ...]:
+    """Numbers, or texts of them; nothing where one is none, or where ``values`` is one text."""
+    try:
+        return () if isinstance(values, str) else tuple(map(float, values))
+    except (OverflowError, TypeError, ValueError):
+        return ()
+
+
 def from_xywh(values: Any) -> Box | None:
     """Corner, width, height → xyxy; None unless they are four numbers."""
-    try:
-        x, y, width, height = map(float, values)
-    except (TypeError, ValueError):
+    if len(found := numbers(values)) != 4:
         return None
+    x, y, width, height = found
     return x, y, x + width, y + height
 
 

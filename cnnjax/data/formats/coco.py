@@ -41,10 +41,10 @@ def _read(content: Mapping[str, Any], file: Path) -> Read:
         else:
             what = f"of image {image}, which the file does not list"
             faults.append(Fault(file, labelled.name, "no picture listed", what))
-    paths = annotated.image_paths(file, [str(each["file_name"]) for each in images.values()])
+    paths, moved = annotated.image_paths(file, [str(each["file_name"]) for each in images.values()])
     each_image = zip(images.items(), paths, strict=True)
     read = [AnnotatedImage(key, path, path, _size(each), found[key]) for (key, each), path in each_image]
-    return Read(read, tuple(dict.fromkeys(names.values())), tuple(faults))
+    return Read(read, tuple(dict.fromkeys(names.values())), (*faults, *moved))
 
 
 def _key(value: Any) -> int | str:
@@ -90,5 +90,5 @@ def _object(each: Mapping[str, Any], names: Mapping[int | str, str]) -> Labelled
     name = f"annotation {each.get('id')} ({label or each['category_id']})"
     box = annotated.from_xywh(each.get("bbox"))
     if box is None:
-        return Labelled(name, label, fault=("unreadable", f"no bbox of four numbers, but {each.get('bbox')}"))
+        return Labelled(name, label, fault=("unreadable", f"no bbox of four numbers, but {str(each.get('bbox'))[:80]}"))
     return Labelled(name, label, box, crowd=bool(each.get("iscrowd")), shape=masks.from_coco(each.get("segmentation")))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnjax.data.formats import annotated
 from cnnjax.data.formats.annotated import Box, Polygon, Runs, Shape
 
 CORNERS = 64  # of the polygon that stands for an ellipse
@@ -44,10 +45,7 @@ def _inside(corners: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def polygon(values: Iterable[Any]) -> Polygon:
     """Polygon of x, y, x, y, …; empty unless these are three corners or more, of finite numbers."""
-    try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
-        return ()
+    numbers = annotated.numbers(values)
     if len(numbers) < 6 or len(numbers) % 2 or not all(map(math.isfinite, numbers)):
         return ()
     return tuple(zip(numbers[::2], numbers[1::2], strict=True))
@@ -58,7 +56,8 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, angle: float =
     turns = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
     along, across = radius_x * np.cos(turns), radius_y * np.sin(turns)
     cos, sin = math.cos(angle), math.sin(angle)
-    xs, ys = x + along * cos - across * sin, y + along * sin + across * cos
+    with np.errstate(over="ignore", invalid="ignore"):  # the box around it is checked
+        xs, ys = x + along * cos - across * sin, y + along * sin + across * cos
     return tuple(zip(xs.tolist(), ys.tolist(), strict=True))
 
 
@@ -96,12 +95,14 @@ def decoded(text: str) -> tuple[int, ...]:
     Source: the layout that ``pycocotools.mask`` writes.
 
     Raises:
-      ValueError: the string ends within a number.
+      ValueError: another character, a number over 64 bits, or the string ends within a number.
     """
     counts: list[int] = []
     value = shift = 0
     for char in text.encode():
         group = char - 48
+        if not 0 <= group < 64 or shift > 60:
+            raise ValueError(f"no run-length code: {text[:40]!r}")
         value |= (group & 31) << shift
         shift += 5
         if group & 32:

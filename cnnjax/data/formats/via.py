@@ -33,13 +33,13 @@ def read_annotations(path: Path, split: str | None) -> Read | None:
     try:
         found = [(str(each["filename"]), _regions(each)) for each in entries]
         key = _class_attribute([region for _, regions in found for region in regions], file)
-        paths = annotated.image_paths(file, [name for name, _ in found])
+        paths, moved = annotated.image_paths(file, [name for name, _ in found])
         images = [_image(path, *each, key) for path, each in zip(paths, found, strict=True)]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"{file}: not an export of VGG Image Annotator ({annotated.reason(error)}): export it again"
         ) from error
-    return Read(images, annotated.class_names(images))
+    return Read(images, annotated.class_names(images), tuple(moved))
 
 
 def _image(path: Path, name: str, regions: Iterable[Mapping[str, Any]], key: str) -> AnnotatedImage:
@@ -82,6 +82,7 @@ _THIRD = {
     4: ("ellipse", ("cx", "cy", "rx", "ry")),
     1: ("point", ("cx", "cy")),
 }
+_OUTLINES = {5: "polyline", 6: "polyline", 7: "polygon", 8: "polyline"}  # a line, lines, corners, the four extremes
 
 
 def _shape(xy: Sequence[Any]) -> dict[str, Any]:
@@ -90,7 +91,9 @@ def _shape(xy: Sequence[Any]) -> dict[str, Any]:
     if kind in _THIRD:
         name, keys = _THIRD[kind]
         return {"name": name, **dict(zip(keys, numbers, strict=False))}
-    return {"name": "polygon" if kind == 7 else "polyline", "all_points_x": numbers[::2], "all_points_y": numbers[1::2]}
+    if kind not in _OUTLINES:
+        return {"name": f"shape of kind {kind!s:.20}"}
+    return {"name": _OUTLINES[kind], "all_points_x": numbers[::2], "all_points_y": numbers[1::2]}
 
 
 def _csv_entries(file: Path) -> list[Mapping[str, Any]] | None:
@@ -152,13 +155,13 @@ def _box(shape: Mapping[str, Any]) -> tuple[Box | None, Polygon]:
         x, y = _numbers([shape.get("cx"), shape.get("cy")]) or (math.nan, math.nan)
         return (x, y, x, y), ()  # without area: a fault that names it
     xs, ys = _numbers(shape.get("all_points_x") or ()), _numbers(shape.get("all_points_y") or ())
+    if len(xs) != len(ys):
+        return None, ()
     corners = tuple(zip(xs, ys, strict=True))
     return masks.box([corners]), corners if kind == "polygon" and len(corners) > 2 else ()
 
 
-def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
-    """Numbers, or nothing where one is none."""
-    try:
-        return tuple(map(float, values))
-    except (TypeError, ValueError):
-        return ()
+def _numbers(values: Any) -> tuple[float, ...]:
+    """Numbers, or nothing where one is none or not finite."""
+    numbers = annotated.numbers(values)
+    return numbers if all(map(math.isfinite, numbers)) else ()

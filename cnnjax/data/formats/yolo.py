@@ -28,16 +28,29 @@ def read_annotations(path: Path, split: str | None) -> Read | None:
     polygon, all as shares of the image's sides.
 
     Raises:
-      NoSplitError: the YAML file has no such split.
+      NoSplitError: the YAML file, or else ``images``, has no such split.
       UserError: it is damaged, its images are not there, there are no names of classes, or fewer than the labels count.
     """
     file = _yaml_file(path)
     if file is not None:
         content = _yaml(file)
-        return None if content is None else _read(file, _names(content["names"], file), _listed(file, content, split))
-    if split is None and (path / "labels").is_dir() and (path / "images").is_dir():
-        return _read(path, _names_beside(path), _images(path / "images"))
-    return None
+        return None if content is None else _read(file, _counted(content, file), _listed(file, content, split))
+    if not ((path / "labels").is_dir() and (path / "images").is_dir()):
+        return None
+    images = _split(path / "images", split)
+    return _read(path, _names_beside(path), _images(images))
+
+
+def _split(images: Path, split: str | None) -> Path:
+    """Folder of a split in ``images``, or ``images`` for all."""
+    if split is None:
+        return images
+    there = {each.name: each for each in sorted(images.iterdir()) if each.is_dir()}
+    wanted = SPLITS.get(split.lower(), split)
+    for name, folder in there.items():
+        if SPLITS.get(name.lower(), name) == wanted:
+            return folder
+    raise NoSplitError(f"{images}: no folder of the split {split!r}; folders there: {', '.join(there) or 'none'}")
 
 
 def _yaml_file(path: Path) -> Path | None:
@@ -60,18 +73,33 @@ def _yaml(file: Path) -> dict[str, Any] | None:
 
 def _names(names: Any, file: Path) -> tuple[str, ...]:
     """Names of the classes, from a list or from numbered names."""
-    if isinstance(names, Mapping) and sorted(names, key=str) == sorted(range(len(names)), key=str):
+    if isinstance(names, Mapping) and names.keys() == set(range(len(names))):
         names = [names[place] for place in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise UserError(f"{file}: names are expected as a list, or numbered from 0, got {names!r}")
-    return tuple(str(name).strip() for name in names)
+        raise UserError(f"{file}: names of the classes are expected as a list, or numbered from 0")
+    return tuple(_plain(name, "a name of a class", file) for name in names)
+
+
+def _plain(value: Any, what: str, file: Path) -> str:
+    """Text of a word or number; lists are refused unseen, as a few lines of YAML can stand for gigabytes of them."""
+    if not isinstance(value, (str, int, float)) or isinstance(value, bool):  # YAML reads no and on as truth values
+        raise UserError(f"{file}: {what} is a {type(value).__name__}; expected one word: write it in quotes")
+    return str(value).strip()
+
+
+def _counted(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
+    """Names of the classes, as many as ``nc`` says where it is there."""
+    names, count = _names(content["names"], file), content.get("nc")
+    if count is not None and (said := _plain(count, "nc", file)) != str(len(names)):
+        raise UserError(f"{file}: nc is {said[:40]}, but {len(names)} classes have names: correct one of the two")
+    return names
 
 
 def _names_beside(folder: Path) -> tuple[str, ...]:
     """Names of the classes in a file with one on each line."""
     for base in (folder, folder / "labels", folder.parent):
         if (file := _yaml_file(base)) is not None and (content := _yaml(file)) is not None:
-            return _names(content["names"], file)
+            return _counted(content, file)
         for file in [base / name for name in NAMES] + sorted(base.glob("*.names")):
             if file.is_file():
                 lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -88,12 +116,12 @@ def _listed(file: Path, content: Mapping[str, Any], split: str | None) -> list[P
     found: dict[Path, None] = {}
     for key in wanted:
         for entry in content[key] if isinstance(content[key], list) else [content[key]]:
-            found |= dict.fromkeys(_entry(file, content, key, annotated.portable(str(entry))))
+            found |= dict.fromkeys(_entry(file, content, key, _plain(entry, key, file)))
     return list(found)
 
 
 def _entry(file: Path, content: Mapping[str, Any], key: str, entry: str) -> list[Path]:
-    root = annotated.portable(str(content.get("path") or ""))
+    entry, root = map(annotated.portable, (entry, _plain(content.get("path") or "", "path", file)))
     bases = [file.parent / root, file.parent.parent / root, file.parent]
     # Roboflow writes ../train/images for the folder train beside the file.
     places = [base / name for base in bases for name in (entry, entry.removeprefix("../"))]

@@ -21,7 +21,6 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
-from sklearn.datasets import load_sample_images
 
 from cnnjax import atomic, cli, experiment, plot, report, serving, settings, sharding, tasks, weights
 from cnnjax.data import annotations, catalog, fingerprint, screening, sources
@@ -69,6 +68,8 @@ def load_data(config: Config, names: Names, channels: int) -> sources.Source:
     """Images whose labels are indices of the network's classes."""
     keys = tuple(wnid or name for wnid, name in names)
     if not config.dataset:
+        from sklearn.datasets import load_sample_images  # costs most of a second
+
         paths = tuple(Path(name) for name in load_sample_images().filenames)
         truth = np.array([keys.index("n03877845"), keys.index("n11939491")], np.int32)  # palace, daisy
         return folders.Folder(paths, truth, keys, channels)

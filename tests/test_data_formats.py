@@ -408,6 +408,13 @@ def test_numbers_beyond_reason(tmp_path):
     assert max(len(fault.what) for fault in found.faults) < 200
 
 
+@pytest.mark.parametrize("odd", [1e308, float("nan"), "x", None])
+def test_a_polygon_with_a_number_that_is_none_is_no_outline(odd):
+    assert masks.from_coco([[5, 5, 9, 5, 9, odd]]) is None
+    (left,) = masks.from_coco([[5, 5, 9, 5, 9, odd], [5, 5, 9, 5, 9, 9.25]])
+    assert left.tolist() == [[5, 5], [9, 5], [9, 9.25]]
+
+
 @pytest.mark.parametrize("text", ["o" * 400_000, "~", "!", "o"])
 def test_a_damaged_run_length_code_is_refused_at_once(text):
     with pytest.raises(ValueError, match="run-length code"):

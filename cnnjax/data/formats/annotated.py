@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from cnnjax.types import UserError
 
 Box = tuple[float, float, float, float]
-Polygon = tuple[tuple[float, float], ...]  # corners (x, y) in pixels
+Polygon = np.ndarray  # float32 [n, 2], corners (x, y) in pixels: COCO has millions, for which tuples take gigabytes
 
 
 class Runs(NamedTuple):

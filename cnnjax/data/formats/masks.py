@@ -1,7 +1,7 @@
 """Outlines of objects: polygons and run-length codes of annotation files, drawn as masks."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,13 @@ def _inside(corners: np.ndarray, height: int, width: int) -> np.ndarray:
 def polygon(values: Iterable[Any]) -> Polygon:
     """Polygon of x, y, x, y, …; empty unless these are three corners or more, of finite numbers."""
     numbers = annotated.numbers(values)
-    if len(numbers) < 6 or len(numbers) % 2 or not all(map(math.isfinite, numbers)):
-        return ()
-    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+    corners = _float32(numbers if len(numbers) >= 6 and len(numbers) % 2 == 0 else ()).reshape(-1, 2)
+    return corners if np.isfinite(corners).all() else corners[:0]
+
+
+def _float32(numbers: Sequence[float]) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which callers check
+        return np.array(numbers, np.float32)
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, angle: float = 0.0) -> Polygon:
@@ -58,16 +62,16 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, angle: float =
     cos, sin = math.cos(angle), math.sin(angle)
     with np.errstate(over="ignore", invalid="ignore"):  # the box around it is checked
         xs, ys = x + along * cos - across * sin, y + along * sin + across * cos
-    return tuple(zip(xs.tolist(), ys.tolist(), strict=True))
+        return np.stack([xs, ys], axis=-1).astype(np.float32)
 
 
 def box(polygons: Iterable[Polygon]) -> Box | None:
     """Smallest box around polygons, xyxy; None if there is no corner."""
-    corners = [corner for each in polygons for corner in each]
-    if not corners:
+    corners = np.concatenate([np.zeros((0, 2)), *polygons])
+    if not len(corners):
         return None
-    xs, ys = zip(*corners, strict=True)
-    return min(xs), min(ys), max(xs), max(ys)
+    (left, top), (right, bottom) = corners.min(0).tolist(), corners.max(0).tolist()
+    return left, top, right, bottom
 
 
 def from_coco(segmentation: Any) -> Shape | None:
@@ -77,7 +81,7 @@ def from_coco(segmentation: Any) -> Shape | None:
     """
     if isinstance(segmentation, list):
         flat = segmentation and not isinstance(segmentation[0], list)
-        found = tuple(filter(None, map(polygon, [segmentation] if flat else segmentation)))
+        found = tuple(each for each in map(polygon, [segmentation] if flat else segmentation) if len(each))
         return found or None
     if isinstance(segmentation, Mapping):
         try:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnnjax.data.formats import annotated, masks
 from cnnjax.data.formats.annotated import AnnotatedImage, Box, Labelled, Polygon, Read
 from cnnjax.types import UserError
@@ -138,27 +140,29 @@ def _object(region: Mapping[str, Any], place: int, key: str) -> Labelled:
     box, polygon = _box(shape)
     if box is None or not all(map(math.isfinite, box)):
         return Labelled(name, label, fault=("unreadable", f"a {shape.get('name')} without the numbers it needs"))
-    return Labelled(name, label, box, shape=(polygon,) if polygon else None)
+    return Labelled(name, label, box, shape=None if polygon is None else (polygon,))
 
 
-def _box(shape: Mapping[str, Any]) -> tuple[Box | None, Polygon]:
+def _box(shape: Mapping[str, Any]) -> tuple[Box | None, Polygon | None]:
     """Box around a shape, and its outline where it has one."""
     kind = shape.get("name")
     if kind == "rect":
-        return annotated.from_xywh([shape.get(side) for side in ("x", "y", "width", "height")]), ()
+        return annotated.from_xywh([shape.get(side) for side in ("x", "y", "width", "height")]), None
     if kind in ("circle", "ellipse"):
         radii = ("r", "r") if kind == "circle" else ("rx", "ry")
         numbers = _numbers([*(shape.get(name) for name in ("cx", "cy", *radii)), shape.get("theta") or 0])
-        outline = masks.ellipse(*numbers) if numbers else ()
-        return masks.box([outline]), outline
+        outline = masks.ellipse(*numbers) if numbers else None
+        return None if outline is None else masks.box([outline]), outline
     if kind == "point":
         x, y = _numbers([shape.get("cx"), shape.get("cy")]) or (math.nan, math.nan)
-        return (x, y, x, y), ()  # without area: a fault that names it
+        return (x, y, x, y), None  # without area: a fault that names it
     xs, ys = _numbers(shape.get("all_points_x") or ()), _numbers(shape.get("all_points_y") or ())
     if len(xs) != len(ys):
-        return None, ()
-    corners = tuple(zip(xs, ys, strict=True))
-    return masks.box([corners]), corners if kind == "polygon" and len(corners) > 2 else ()
+        return None, None
+    corners = np.array([xs, ys]).T
+    return masks.box([corners]), masks.polygon(corners.ravel().tolist()) if kind == "polygon" and len(
+        corners
+    ) > 2 else None
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

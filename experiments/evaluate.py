@@ -24,7 +24,7 @@ import tyro
 
 from cnnjax import atomic, cli, experiment, plot, report, serving, settings, sharding, tasks, weights
 from cnnjax.data import annotations, catalog, fingerprint, screening, sources
-from cnnjax.data.formats import folders, tfds
+from cnnjax.data.formats import folders, split_folders, tfds
 from cnnjax.metrics import classification
 from cnnjax.tasks import classify
 from cnnjax.types import Batch, PyTree, Rows, Sums, UserError
@@ -43,7 +43,7 @@ class Config:
     data_dir: Annotated[Path | None, settings.MAY_DIFFER] = None
     """Folder of tfds data sets; default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     split: str | None = None
-    """Split in tfds' syntax, for tfds data sets (None: validation), or of annotations (None: all)."""
+    """Split in tfds' syntax, for tfds data sets (None: validation), of annotations (None: all), or of a folder."""
     batch_size: settings.PositiveInt = 64
     """Images per batch, over all devices."""
 
@@ -74,11 +74,25 @@ def load_data(config: Config, names: Names, channels: int) -> sources.Source:
         truth = np.array([keys.index("n03877845"), keys.index("n11939491")], np.int32)  # palace, daisy
         return folders.Folder(paths, truth, keys, channels)
     if catalog.is_folder(config.dataset):
-        source: Any = folders.Folder.open(Path(config.dataset).expanduser(), channels)
+        source: Any = folders.Folder.open(split_of(Path(config.dataset).expanduser(), config.split), channels)
     else:
         source = tfds.tfds_split(config.dataset, config.split or "validation", tfds.tfds_directory(config.data_dir))
     source = sources.Relabelled(source, places(source.classes, names, config.dataset), keys)
     return sources.Subset(source, np.arange(min(len(source), SMOKE_EXAMPLES))) if config.output.smoke else source
+
+
+def split_of(root: Path, split: str | None) -> Path:
+    """Folder of a split, or ``root`` where its folders are classes.
+
+    Raises:
+      UserError: it has splits, and none or another is chosen.
+    """
+    there = split_folders.find(root)
+    if "all" in there:
+        return there["all"]
+    if split not in there:
+        raise UserError(f"{root} has the splits {', '.join(there)}: choose one of them by --split")
+    return there[split]
 
 
 def places(classes: Sequence[str], names: Names, dataset: str) -> np.ndarray:

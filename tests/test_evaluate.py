@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import evaluate
@@ -114,6 +115,18 @@ def test_some_of_the_classes_and_an_unreadable_image(photos, tmp_path, capsys):
     assert {row["true"] for row in rows} == {WNIDS[3], WNIDS[700]}
     assert sum(int(row["images"]) for row in rows) == 6
     assert (tmp_path / "run" / "worst.png").exists()
+
+
+def test_one_split_of_a_folder_is_evaluated(photos):
+    (photos.parent / "all").mkdir()
+    photos.rename(photos.parent / "all" / "test")
+    shutil.copytree(photos.parent / "all" / "test", photos.parent / "all" / "train")
+    dataset = str(photos.parent / "all")
+    data = evaluate.load_data(config_of(dataset=dataset, split="test"), NAMES, 3)
+    assert len(data) == 7
+    for split in (None, "valid"):
+        with pytest.raises(UserError, match="has the splits train, test: choose one of them by --split"):
+            evaluate.load_data(config_of(dataset=dataset, split=split), NAMES, 3)
 
 
 def test_smoke_needs_nothing(tmp_path):

@@ -101,6 +101,8 @@ def by_position(
 def _weights(where: str, shapes: list[Shape], layer: Layer | None) -> list[str]:
     """Names of a layer's weights, from their order and their shapes."""
     count, vectors = len(shapes), sum(len(shape) == 1 for shape in shapes)
+    if () in shapes:  # Normalization has a count
+        return [str(i) for i in range(count)]
     if vectors == count and (count in (3, 4) or where.rpartition("/")[2].startswith("batch_normalization")):
         scale = count == 4 if layer is None or layer.scale is None else layer.scale
         center = count > 2 if layer is None or layer.center is None else layer.center

@@ -73,7 +73,7 @@ def test_size_and_choice_of_networks(tmp_path):
         ({"models": ("vgg61",)}, "did you mean vgg1"),
         ({"models": ("fashion_cnn",), "layers": "resnet5"}, "unknown model 'resnet5'"),
         ({"batch": 0}, "--batch must be above 0"),
-        ({"image_size": -1}, "--image-size must be above 0"),
+        ({"image_size": -1}, "--image-size must be in 1 … 8192"),
         ({"models": ("fashion_cnn",), "image_size": 7}, "fashion_cnn: expected images .* at least 8 by 8"),
     ],
 )

@@ -42,6 +42,8 @@ def read(
         optional |= frozenset(path for path in needed.slots if "head" in path)
 
     def body() -> frozenset[Place]:
+        if hasattr(model, "base"):  # a network around another, which has no form without its own layers
+            return frozenset(path for path in needed.slots if path[1] == "base")
         bare = rules.structure(model.clone(num_classes=None), image_shape) if _has_head(model) else needed
         return frozenset(bare.slots)
 

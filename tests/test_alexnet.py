@@ -100,6 +100,7 @@ def seen_channels(name, source, output, features):
     return np.asarray((grad != 0).any((0, 1, 2)))
 
 
+@pytest.mark.exhaustive
 def test_two_towers_meet_only_in_conv3_and_the_dense_layers():
     # Most, not all: a feature whose ReLU gives only zeros has no effect. The normalization reaches two features beyond
     # the border between the towers.
@@ -111,6 +112,7 @@ def test_two_towers_meet_only_in_conv3_and_the_dense_layers():
     assert seen_channels("alexnet", "conv1", "conv2", 256)[50:].mean() > 0.5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "dropped"), [("alexnet", ["fc2", "head"]), ("alexnet_torchvision", ["fc1", "fc2"])])
 def test_where_dropout_is(name, dropped):
     """The output of a layer with dropped inputs does not follow from the recorded inputs."""

@@ -17,6 +17,7 @@ def config_of(**values):
     return settings.change(compare.Config(), **values)
 
 
+@pytest.mark.exhaustive
 def test_smoke_leaves_every_figure(tmp_path, capsys):
     config = config_of(run_dir=tmp_path, smoke=True)
     summary = compare.main(config)

@@ -41,6 +41,7 @@ def cropped(path: Path) -> np.ndarray:
         return np.asarray(resized.crop((left, top, left + 224, top + 224)))
 
 
+@pytest.mark.exhaustive
 def test_published_weights_say_what_keras_says_of_real_photos(shared, tmp_path):
     import keras
 

@@ -19,9 +19,8 @@ def test_mobilenet_v1(width, saved):
     )
 
 
-@pytest.mark.parametrize(
-    ("width", "saved"), [pytest.param(1.0, "weights.h5", marks=pytest.mark.exhaustive), (0.5, "h5")]
-)
+@pytest.mark.parametrize(("width", "saved"), [(1.0, "weights.h5"), (0.5, "h5")])
+@pytest.mark.exhaustive
 def test_mobilenet_v2(width, saved):
     peers.check_keras(
         "mobilenet_v2",

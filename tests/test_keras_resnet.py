@@ -5,6 +5,7 @@ import peers
 import pytest
 
 
+@pytest.mark.exhaustive
 def test_resnet_v1():
     """ResNet-50; the deeper ones are compared in the parity suite."""
     peers.check_keras(

@@ -7,8 +7,9 @@ import pytest
 
 @pytest.mark.parametrize(
     ("name", "application", "saved"),
-    [("vgg16", "VGG16", "h5"), pytest.param("vgg19", "VGG19", "keras", marks=pytest.mark.exhaustive)],
+    [("vgg16", "VGG16", "h5"), ("vgg19", "VGG19", "keras")],
 )
+@pytest.mark.exhaustive
 def test_vgg(name, application, saved):
     make = getattr(keras.applications, application)
     peers.check_keras(

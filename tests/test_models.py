@@ -21,7 +21,12 @@ from cnnjax.types import UserError
 
 KEY = jax.random.key(0)
 KEYS = {"params": KEY, "dropout": KEY}
-every_model = pytest.mark.parametrize("name", models.names())
+# Deeper variants of a network that is tested with fewer layers.
+DEEPER = re.compile(r"resnet(34|101|152)(_v1|_v2)?|seresnet(101|152)|vgg19|inception_v4|senet154")
+every_model = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.exhaustive] if DEEPER.fullmatch(name) else []) for name in models.names()],
+)
 ONE_SIZE = ("lenet5", "lenet5_modern")  # 28 pixels, which they pad to 32 before the first layer
 
 

@@ -83,6 +83,7 @@ def peer(shape):
     )
 
 
+@pytest.mark.exhaustive
 def test_is_the_chapters_model(monkeypatch):
     """The weights are read by the names that ``peer`` gives."""
     layout = layouts.Layout(((r"(\w+)/(\w+)", "{1}_{2}"), (r"(\w+)/(\w+)/(\w+)", "{1}_{2}_{3}")))

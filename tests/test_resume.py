@@ -60,6 +60,7 @@ def test_killed_runs_end_as_the_unbroken_one(unbroken, tmp_path):
     assert kills.differences(folder, unbroken) == []
 
 
+@pytest.mark.exhaustive
 def test_sigterm_saves_exits_0_and_goes_on(unbroken, tmp_path):
     folder = tmp_path / "stopped"
     process = kills.start(folder, *kills.SHORT, "--checkpoint-every", "0")
@@ -121,6 +122,7 @@ def start_two(folder, port, *flags, second=()):
     return [kills.start(folder, *each[index], **environment, JAX_PROCESS_ID=str(index)) for index in range(2)]
 
 
+@pytest.mark.exhaustive
 def test_two_processes_are_one(tmp_path, unused_tcp_port):
     """They equal one process of eight devices, with SGD: Adam would amplify rounding errors of small gradients."""
     flags = ("--smoke", "--optimizer", "sgd", "--learning-rate", "0.05")

@@ -56,9 +56,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
 IMAGES = IMAGES.astype(np.uint8)
 TASKS = [
     ("classify", {}),
-    ("transfer", {"dropout": 0.3}),
+    pytest.param("transfer", {"dropout": 0.3}, marks=pytest.mark.exhaustive),
     ("localize", {"box_features": 8}),
-    ("localize", {"box_features": None}),
+    pytest.param("localize", {"box_features": None}, marks=pytest.mark.exhaustive),
 ]
 
 

@@ -56,6 +56,7 @@ def test_flowers(photos, tmp_path, capsys):
     check(summary, tmp_path, capsys.readouterr().out, {"train": 61, "valid": 11})
 
 
+@pytest.mark.exhaustive
 def test_localize(rectangles, tmp_path, capsys):
     values = {"dataset": rectangles, "test_fraction": 0.0, "phases": (HEAD,), "run_dir": tmp_path, "smoke": True}
     summary = localize.main(settings.change(localize.Config(), **values))

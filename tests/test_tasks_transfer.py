@@ -172,6 +172,7 @@ def test_flowers_trains_reports_and_goes_on(run, tmp_path, capsys):
     assert again == summary
 
 
+@pytest.mark.exhaustive
 def test_flowers_with_every_augmentation_and_early_stop(run, tmp_path):
     on = {"random_crop": 0.5, "flip": True, "mixup": 0.2, "cutmix": 1.0, "brightness": 0.1, "class_weights": True}
     phase = settings.Phase("fine-tune", 2, 0.01, 0.0, train_from="block12", layer_decay=0.5, schedule="cosine")
@@ -262,6 +263,7 @@ class Crash(Exception):
     """Exception in place of the death of the process: the run folder is left the same."""
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_dies_before_at_or_after_the_seam_of_its_phases_goes_on_bit_for_bit(run, monkeypatch):
     options = {"checkpoint_every": 1, "ema_decay": 0.9, "random_crop": 0.5}  # images after features
     _, unbroken = run("unbroken", **options)
@@ -285,6 +287,7 @@ def test_a_run_that_dies_before_at_or_after_the_seam_of_its_phases_goes_on_bit_f
     assert kills.differences(folder, unbroken) == []
 
 
+@pytest.mark.exhaustive
 def test_a_step_over_the_frozen_base_is_cheap_and_an_epoch_on_features_cheaper(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))
     values = {"dataset": str(photos), "rounds": 3, "steps": 1, "smoke": True, "run_dir": tmp_path / "run"}

@@ -305,6 +305,7 @@ def test_a_tag_that_is_also_a_file_is_ambiguous(write, tmp_path, monkeypatch):
     assert weights.load("./resnet50.keras", Net())
 
 
+@pytest.mark.exhaustive
 def test_the_weights_of_a_run_load(tmp_path, monkeypatch):
     """A real run with optimizer and moving average: its weights fit the model that it trained and no other."""
     monkeypatch.setattr(resnet, "_FEATURES", (8, 16, 24, 32))  # takes a fraction of the time

@@ -28,6 +28,7 @@ def agrees(model, layout):
     return all(getattr(model, field) == value for field, value in layout.fields.items())
 
 
+@pytest.mark.exhaustive
 def test_every_array_has_a_place_of_its_own_in_the_publishers_file_and_every_rule_a_use():
     used, rows = collections.defaultdict(set), {}
     for name, fields in [*((name, {}) for name in models.names()), *OTHERS]:

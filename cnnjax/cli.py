@@ -33,6 +33,8 @@ def main(
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters that a name has
     # Orbax's threads log errors with tracebacks, which are also raised in the main thread.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Looking for a font with rare characters warns of every font without a normal weight.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="PIL")  # of damage that is an error, or does not matter
     compiler.enable_cache()
     try:

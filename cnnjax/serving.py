@@ -12,7 +12,6 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from cnnjax import atomic, models, pretrained, tasks, weights
 from cnnjax.data import preparation, transforms
@@ -225,16 +224,15 @@ def base(folder: Path) -> pretrained.Network:
     Raises:
       UserError: the run has not ended, its files are damaged, or it does not take RGB images.
     """
-    card, model, variables = load(folder)
-    if card.channels != 3:
+    known = load_card(folder)
+    if known.channels != 3:
         raise UserError(f"the network of {folder} takes images with 1 channel: a base for photos takes 3")
+    model = known.module()
     if hasattr(model, "base"):
-        return pretrained.Network(card, model.base, transfer.base_variables(variables))
+        return pretrained.Network(known, model.base, transfer.base_variables(load(folder).variables))
     headless = model.clone(num_classes=None)
-    images = jnp.zeros((1, card.image_size, card.image_size, card.channels))
-    needed = traverse_util.flatten_dict(jax.eval_shape(headless.init, jax.random.key(0), images))
-    known = traverse_util.flatten_dict(variables)
-    return pretrained.Network(card, headless, traverse_util.unflatten_dict({place: known[place] for place in needed}))
+    variables = load_variables(folder, headless, (known.image_size, known.image_size, known.channels))
+    return pretrained.Network(known, headless, variables)
 
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

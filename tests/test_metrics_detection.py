@@ -41,6 +41,14 @@ def test_voc_by_hand():
     assert detection.voc_ap(*images, points=11) == {0: pytest.approx((4 * 1 + 3 * 2 / 3) / 11)}
 
 
+def test_voc_takes_every_detection_and_coco_a_hundred():
+    far = np.arange(120)[:, None] * 20 + 500 + np.array([0, 0, 10, 10])
+    boxes, scores = np.concatenate([far, BOXES[:1]]), np.linspace(1, 0.1, 121)
+    images = [truth(BOXES[:1], [0])], [found(boxes, scores)]
+    assert detection.voc_ap(*images, points=None) == {0: pytest.approx(1 / 121)}
+    assert detection.coco_map(*images)["ar100"] == 0
+
+
 def test_an_object_is_found_once_and_a_difficult_one_does_not_count():
     twice = found(BOXES[[0, 0]], [0.9, 0.8])
     assert detection.voc_ap([truth(BOXES[:1], [0])], [twice], points=None) == {0: 1}

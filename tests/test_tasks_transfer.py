@@ -214,6 +214,8 @@ def test_statistics_of_norms_follow_within_an_epoch(per_epoch, momentum):
     base = models.create("mobilenet_v1", num_classes=None)
     assert transfer.norm_momentum(base, per_epoch) == pytest.approx(momentum)
     assert transfer.norm_momentum(models.create("vgg16"), per_epoch) is None
+    given = settings.Base(settings.SMOKE, norm_momentum=0.0)  # 0 is a momentum, too
+    assert given.tuned(pretrained.Network(None, base, {}), per_epoch).model.momentum == 0
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])

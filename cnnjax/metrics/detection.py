@@ -46,7 +46,10 @@ def coco_map(truths: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[
     Raises:
       UserError: lists or arrays that do not fit together, scores or boxes that are not finite.
     """
-    curves = [_coco_curves(images) for _, images in _by_class(truths, predictions)]
+    curves = [
+        _coco_curves([(truth, _Found(*(x[: MOST[-1]] for x in found))) for truth, found in images])
+        for _, images in _by_class(truths, predictions)
+    ]
     if not curves:
         return {}
     precision, recall = (np.stack(each) for each in zip(*curves, strict=True))
@@ -206,7 +209,7 @@ def _by_class(
             raise UserError(f"prediction {place}: scores must be {len(theirs)} finite numbers, one for each box")
         for label in np.union1d(labels, theirs).tolist():
             chosen = np.flatnonzero(theirs == label)
-            best = chosen[np.argsort(-scores[chosen], kind="stable")[: MOST[-1]]]
+            best = chosen[np.argsort(-scores[chosen], kind="stable")]
             here = _Truths(*(x[labels == label] for x in of_truth))
             images.setdefault(label, []).append((here, _Found(boxes[best], scores[best])))
     yield from sorted(images.items())

@@ -337,3 +337,9 @@ def test_a_batch_of_unknown_size_can_be_traced(name):
     x = jax.ShapeDtypeStruct((count, *model.image_shape), np.float32)
     logits, _ = jax.eval_shape(functools.partial(model.apply, train=False), variables, x)
     assert logits.shape == (count, model.num_classes)
+
+
+def test_kinds_of_models_are_listed_apart():
+    with pytest.raises(UserError, match="unknown kind of models 'detector'; kinds: classification, detection"):
+        models.names("detector")
+    assert not set(models.names()) & set(models.names("detection"))

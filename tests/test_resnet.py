@@ -92,7 +92,7 @@ def test_zero_init_starts_units_as_the_identity():
 def test_remat_changes_nothing(monkeypatch):
     """The network has as few blocks as contain every part."""
     few = functools.partial(resnet.ResNet, (2, 1, 1, 1), bottleneck=False)
-    monkeypatch.setitem(models._variants(), "resnet18", few)
+    monkeypatch.setitem(models._variants("classification"), "resnet18", few)
     promises.check_remat("resnet18", 32)
 
 

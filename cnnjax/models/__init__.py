@@ -1,8 +1,9 @@
 """The models: one architecture family per file, each with a table ``VARIANTS`` of named models.
 
-To add a family, add a file with a table; no other file changes. A variant is a Flax module class, or a
-``functools.partial`` of one, that needs no argument; its ``num_classes`` is the paper's by default, and None
-builds no head. Every model is a ``types.Backbone``: it has ``image_shape``, ``aux_weights`` and ``strides``.
+Classifiers lie here, detectors in ``detection``. To add a family, add a file with a table; no other file changes. A
+variant is a Flax module class, or a ``functools.partial`` of one, that needs no argument; its ``num_classes`` is the
+paper's by default. In a classifier None builds no head; every classifier is a ``types.Backbone``: it has
+``image_shape``, ``aux_weights`` and ``strides``.
 """
 
 import difflib
@@ -11,7 +12,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as linen
 import numpy as np
@@ -19,29 +20,39 @@ import numpy as np
 from cnnjax.types import UserError
 
 
+KINDS = ("classification", "detection")
+
+
 @functools.cache
-def _variants() -> dict[str, Callable[..., linen.Module]]:
-    """Every variant of every module of this package; ValueError if two have the same name."""
+def _variants(kind: str) -> dict[str, Callable[..., linen.Module]]:
+    """Every variant of every module of one kind; ValueError if two have the same name."""
+    package = __name__ if kind == "classification" else f"{__name__}.{kind}"
     found: dict[str, Callable[..., linen.Module]] = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        table = getattr(module, "VARIANTS", {})
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        module = importlib.import_module(f"{package}.{info.name}")
+        table = {} if info.ispkg else getattr(module, "VARIANTS", {})
         if twice := found.keys() & table.keys():
             raise ValueError(f"expected each variant once, got {sorted(twice)} again in {module.__name__}")
         found.update(table)
     return found
 
 
-def names() -> list[str]:
-    """Names of all variants, sorted."""
-    return sorted(_variants())
+def names(kind: Literal["classification", "detection"] = "classification") -> list[str]:
+    """Names of all variants of a kind, sorted.
+
+    Raises:
+      UserError: there is no such kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"unknown kind of models {kind!r}; kinds: {', '.join(KINDS)}")
+    return sorted(_variants(kind))
 
 
 def create(name: str, /, **overrides: Any) -> linen.Module:
     """Creates the model called ``name``.
 
     Args:
-      name: one of ``names()``.
+      name: one of ``names()``, or of another kind's.
       **overrides: fields of the model to set, such as ``num_classes`` (None: no head), ``dtype``.
 
     Returns:
@@ -51,11 +62,11 @@ def create(name: str, /, **overrides: Any) -> linen.Module:
       UserError: unknown name (the message lists similar names and all choices), unknown field, or ``num_classes`` that
         is no number of classes.
     """
-    variants = _variants()
+    variants = {name: make for kind in KINDS for name, make in _variants(kind).items()}
     if name not in variants:
         close = difflib.get_close_matches(name, variants, n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ";"
-        raise UserError(f"unknown model {name!r}{hint} choices: {', '.join(names())}")
+        raise UserError(f"unknown model {name!r}{hint} choices: {', '.join(sorted(variants))}")
     fields = [f for f in inspect.signature(variants[name]).parameters if f not in ("parent", "name")]
     if unknown := sorted(overrides.keys() - set(fields)):
         raise UserError(f"{name} has no field {', '.join(unknown)}; its fields: {', '.join(fields)}")

@@ -1,0 +1,1 @@
+"""Detectors: networks that give boxes with classes, one family per file, as in ``torchvision.models.detection``."""

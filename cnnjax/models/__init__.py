@@ -19,7 +19,6 @@ import numpy as np
 
 from cnnjax.types import UserError
 
-
 KINDS = ("classification", "detection")
 
 

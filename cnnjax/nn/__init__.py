@@ -4,7 +4,7 @@ Models use these, never ``flax.linen``'s convolution, pooling and normalization,
 computed. The pooling functions have no parameters and are those of ``ops.pool``.
 """
 
-from cnnjax.nn.activation import relu, relu6
+from cnnjax.nn.activation import leaky_relu, relu, relu6
 from cnnjax.nn.block import (
     ConvNorm,
     Head,
@@ -42,6 +42,7 @@ __all__ = [
     "fold_batch_norm",
     "global_avg_pool",
     "he_normal_fan_out",
+    "leaky_relu",
     "local_response_norm",
     "max_pool",
     "pyramid",

@@ -36,3 +36,8 @@ def relu6(x: Array) -> jax.Array:
 def _relu6_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[jax.Array, jax.Array]:
     y = relu6(primals[0])
     return y, jnp.where((y > 0) & (y < 6), tangents[0], jnp.zeros_like(tangents[0]))
+
+
+def leaky_relu(x: Array, slope: float = 0.1) -> jax.Array:
+    """Leaky rectified linear unit: x above 0, ``slope`` · x below (Maas et al. 2013; 0.1 as in Darknet)."""
+    return jnp.where(x > 0, x, slope * x)

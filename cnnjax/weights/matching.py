@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from cnnjax.types import UserError
-from cnnjax.weights import diagnosis, fitting, layouts, own, rules
+from cnnjax.weights import diagnosis, fitting, in_order, layouts, own, rules
 from cnnjax.weights.fitting import Wanted
 from cnnjax.weights.formats.content import Content
 from cnnjax.weights.layouts import Layout
@@ -31,6 +31,8 @@ def match(content: Content, wanted: Wanted, where: str) -> Matched:
       UserError: a key is left over, a slot is unfilled or of another shape or type, or the model would compute
         other results with these weights than the publisher's.
     """
+    if content.names == "darknet":
+        return Matched(*in_order.match(content, wanted, where))
     layout = None
     if content.names == "cnnjax":
         own.check(content, wanted.model, where)

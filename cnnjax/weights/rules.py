@@ -28,10 +28,11 @@ class Slot(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """Slots of a model, and the epsilon of each BatchNorm by the path of the module."""
+    """Slots of a model, the epsilon of each BatchNorm by the path of the module, and all modules as they are called."""
 
     slots: dict[Place, Slot]
     epsilons: dict[Place, float]
+    calls: tuple[Place, ...]
 
 
 class Filling(NamedTuple):
@@ -60,8 +61,10 @@ def structure(model: linen.Module, image_shape: tuple[int, int, int]) -> Structu
       UserError: the model cannot take such images.
     """
     epsilons: dict[Place, float] = {}
+    calls: dict[Place, None] = {}
 
     def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        calls.setdefault(context.module.path)
         if isinstance(context.module, BatchNorm):
             epsilons[context.module.path] = context.module.epsilon
         return call(*args, **kwargs)
@@ -75,7 +78,7 @@ def structure(model: linen.Module, image_shape: tuple[int, int, int]) -> Structu
         except ValueError as error:  # usually because they are too small
             raise UserError(f"{type(model).__name__} cannot take images of {image_shape}: {error}") from error
     flat = traverse_util.flatten_dict(tree)
-    return Structure({path: Slot(x.shape, np.dtype(x.dtype)) for path, x in flat.items()}, epsilons)
+    return Structure({path: Slot(x.shape, np.dtype(x.dtype)) for path, x in flat.items()}, epsilons, tuple(calls))
 
 
 class NoRuleError(Exception):

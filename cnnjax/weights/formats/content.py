@@ -29,8 +29,8 @@ class Content(NamedTuple):
     """Weights in a file.
 
     Attributes:
-      names: source of the keys' names: "cnnjax" (``params/stem/conv/kernel``), "keras" (``conv1/kernel``) or "torch"
-        (``layer1.0.conv1.weight``).
+      names: source of the keys' names: "cnnjax" (``params/stem/conv/kernel``), "keras" (``conv1/kernel``), "torch"
+        (``layer1.0.conv1.weight``) or, without names, "darknet".
       kind: name of the format in messages, such as "npz file".
       tensors: arrays by key, in the order of the file.
       about: of a file that cnnjax wrote: the class of the model as "model" with its "fields" as JSON, or the name of

@@ -56,7 +56,7 @@ class Detector(linen.Module):
 class YOLOv2(Detector):
     """YOLOv2 for images ``[n, h, w, 3]``, h and w multiples of 32.
 
-    ``apply(variables, images, train=...)`` gives the raw maps, one ``[n, h / 32, w / 32, a · (5 + classes)]`` in a tuple,
+    ``apply(variables, images, train=...)`` gives one raw map in a tuple, ``[n, h / 32, w / 32, a · (5 + classes)]``
     float32; and the endpoints of Darknet-19 with deep, ``[n, h / 32, w / 32, 1024]``, which the map is made of.
 
     Attributes:

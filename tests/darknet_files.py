@@ -98,7 +98,7 @@ def randomized(variables, seed=0):
 
     def draw(path, x):
         low_high = ranges.get(path[-1].key)
-        if path[-1].key == "scale" and "expand" in path[-3].key and "backbone" in path[1].key:
+        if path[-1].key == "scale" and "expand" in path[-3].key and "base" in path[1].key:
             low_high = (0.2, 0.4)  # sums around units would grow with each of 23
         return rng.uniform(*low_high, x.shape).astype(np.float32) if low_high else np.asarray(x)
 

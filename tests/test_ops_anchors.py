@@ -76,7 +76,7 @@ def test_more_anchors_overlap_more_and_any_start_beats_boxes_drawn_at_random():
 
 
 def test_the_distance_is_the_overlap_and_not_the_pixels():
-    """By pixels, 400 and 430 are farther apart than 10 and 20."""
+    """The sizes 400 and 430 are farther, by pixels, apart than 10 and 20."""
     sizes = np.repeat([[10.0, 10], [20, 20], [400, 400], [430, 430]], [50, 50, 30, 60], axis=0)
     found = anchors.kmeans(sizes, 3, np.random.default_rng(0)).sizes
     np.testing.assert_array_equal(found, [[10, 10], [20, 20], [430, 430]])

@@ -52,7 +52,9 @@ def create(name: str, /, **overrides: Any) -> linen.Module:
 
     Args:
       name: one of ``names()``, or of another kind's.
-      **overrides: fields of the model to set, such as ``num_classes`` (None: no head), ``dtype``.
+      **overrides: fields of the model to set, such as ``num_classes`` (None: no head), ``dtype``. Lists are taken as
+        tuples. The field ``base`` of detectors is a network without its head, or its name and fields:
+        ``("mobilenet_v1", {"width": 0.75})``.
 
     Returns:
       A Flax module that is a ``types.Backbone``; ``apply(variables, images, train=False)`` gives (logits, endpoints).
@@ -72,4 +74,11 @@ def create(name: str, /, **overrides: Any) -> linen.Module:
     classes = overrides.get("num_classes")
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1):
         raise UserError(f"num_classes is a number of classes, from 1, or None for no head; got {classes!r}")
-    return variants[name](**overrides)
+    return variants[name](**{key: _field(key, value) for key, value in overrides.items()})
+
+
+def _field(key: str, value: Any) -> Any:
+    if key == "base" and isinstance(value, list | tuple):
+        base, fields = value
+        return create(base, **{**fields, "num_classes": None})
+    return tuple(_field("", each) for each in value) if isinstance(value, list | tuple) else value

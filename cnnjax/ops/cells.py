@@ -72,21 +72,21 @@ def candidates(maps: Sequence[Array], grids: Sequence[Grid], image_shape: tuple[
         cells = split(raw, grid)
         of_class = jax.nn.softmax(cells.classes) if grid.exclusive else jax.nn.sigmoid(cells.classes)
         score = jax.nn.sigmoid(cells.objectness)[..., None] * of_class
-        box = decode(cells.codes, jnp.array(grid.anchors), image_shape, grid.scale)
+        box = decode(cells.codes, jnp.array(grid.anchors), grid.scale, image_shape)
         count = math.prod(box.shape[1:4])
         boxes.append(box.reshape(len(raw), count, 4))
         scores.append(score.reshape(len(raw), count, grid.classes))
     return jnp.concatenate(boxes, axis=1), jnp.concatenate(scores, axis=1)
 
 
-def decode(codes: Array, anchors: Array, image_shape: tuple[int, int], scale: float = 1.0) -> jax.Array:
+def decode(codes: Array, anchors: Array, scale: float, image_shape: tuple[int, int]) -> jax.Array:
     """Boxes, xyxy in pixels, of raw outputs.
 
     Args:
       codes: (t_x, t_y, t_w, t_h), ``[..., h, w, a, 4]``.
       anchors: ``[a, 2]``.
+      scale: factor by which the offset in the cell is spread about its middle (YOLOv4; Darknet's scale_x_y), else 1.
       image_shape: height and width of the image in pixels, over which the grid of h × w cells lies.
-      scale: factor by which the offset in the cell is spread about its middle (YOLOv4; Darknet's scale_x_y).
 
     Returns:
       ``[..., h, w, a, 4]``; they may leave the image.

@@ -70,7 +70,7 @@ def match_yolo(
     boxes: Array,
     box_mask: Array,
     anchors: Sequence[Array],
-    strides: Sequence[int],
+    strides: Sequence[float],
     image_shape: Sequence[int],
 ) -> YOLOMatch:
     """The matching of YOLOv2 and v3 (Redmon & Farhadi 2018, sec. 2.1): one anchor in one cell for each true box.
@@ -103,4 +103,5 @@ def match_yolo(
     same = (place[:, None] == place).all(-1) & real
     taken = jnp.triu(same, 1).any(1)  # [i, j]: box j, real and after i, is in i's place
     valid = real & ~taken
-    return YOLOMatch(*jnp.where(valid[:, None], place, 0).T, valid)
+    scale, row, column, anchor = jnp.where(valid[:, None], place, 0).T
+    return YOLOMatch(scale, row, column, anchor, valid)

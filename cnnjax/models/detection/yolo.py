@@ -1,7 +1,7 @@
 """YOLO: detectors that look once (YOLOv2: Redmon & Farhadi, CVPR 2017; YOLOv3: Redmon & Farhadi 2018).
 
                   YOLOv2                          YOLOv3                            YOLOv3-tiny
-    backbone      Darknet-19                      Darknet-53                        7 convolutions, pooling
+    base      Darknet-19                      Darknet-53                        7 convolutions, pooling
     grids         stride 32, passthrough of 16    strides 32, 16, 8                 strides 32, 16
     anchors       5, by k-means on VOC            9, 3 by grid, by k-means on COCO  6, 3 by grid
     a cell gives  5 · (5 + 20) = 125 on VOC       3 · (5 + 80) = 255 on COCO        255
@@ -10,7 +10,7 @@ The chapter calls YOLOv3 what is YOLOv2 on VOC, and counts 45 numbers a cell: 5 
 classes once. Both versions predict classes for each anchor: 125. YOLOv2's classes exclude one another (softmax), those
 of YOLOv3 do not (logistic functions).
 
-``YOLO`` is YOLOv3's pyramid of grids over any backbone. Images are RGB / 255. The modules are called in the order of
+``YOLO`` is YOLOv3's pyramid of grids over any base. Images are RGB / 255. The modules are called in the order of
 Darknet's weights, so that ``weights.load("yolov3.weights", model)`` fills them.
 """
 
@@ -80,7 +80,7 @@ class YOLOv2(Detector):
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[tuple[jax.Array], dict[str, jax.Array]]:
         layer = functools.partial(conv_norm, dtype=self.dtype)
-        _, endpoints = darknet.Darknet19(None, self.remat, self.dtype, name="backbone")(images, train=train)
+        _, endpoints = darknet.Darknet19(None, self.remat, self.dtype, name="base")(images, train=train)
         x = endpoints["stage6"]
         for i in (1, 2):
             x = layer(1024, 3, padding=1, name=f"deep{i}")(x, train)
@@ -109,15 +109,15 @@ class Neck(linen.Module):
 
 
 class YOLO(Detector):
-    """YOLOv3's grids over any backbone, for images ``[n, h, w, 3]``, h and w multiples of the largest stride.
+    """YOLOv3's grids over any base, for images ``[n, h, w, 3]``, h and w multiples of the largest stride.
 
     From the deepest feature map on, a ``neck`` of convolutions; a 3×3 convolution and ``detect`` give the map of its
-    grid; a 1×1 convolution, doubled in size, goes with the next finer map of the backbone into the next neck.
+    grid; a 1×1 convolution, doubled in size, goes with the next finer map of the base into the next neck.
     ``apply(variables, images, train=...)`` gives the raw maps, coarse to fine, ``[n, h / s, w / s, a · (5 + classes)]``
-    float32, and the endpoints of the backbone with neckS ``[n, h / s, w / s, features]`` by stride s.
+    float32, and the endpoints of the base with neckS ``[n, h / s, w / s, features]`` by stride s.
 
     Attributes:
-      backbone: a network with ``num_classes=None``.
+      base: a network with ``num_classes=None``.
       num_classes: number of classes.
       anchors: (width, height) in pixels from small to large, shared out evenly: the largest to the coarsest grid.
       grid_strides: strides of the grids, coarse to fine.
@@ -126,7 +126,7 @@ class YOLO(Detector):
       dtype: type computed in; None: float32.
     """
 
-    backbone: linen.Module
+    base: linen.Module
     num_classes: int = 80
     anchors: Anchors = COCO_ANCHORS
     grid_strides: tuple[int, ...] = (32, 16, 8)
@@ -148,8 +148,8 @@ class YOLO(Detector):
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
         layer = functools.partial(conv_norm, dtype=self.dtype)
-        _, endpoints = self.backbone(images, train=train)
-        deep = nn.pyramid(self.backbone, endpoints, self.grid_strides)
+        _, endpoints = self.base(images, train=train)
+        deep = nn.pyramid(self.base, endpoints, self.grid_strides)
         maps: list[jax.Array] = []
         last: jax.Array | None = None
         levels = zip(self.grid_strides, self.features, self.depths, deep, self.grids, strict=True)
@@ -191,9 +191,17 @@ class TinyBackbone(linen.Module):
 
 
 def _yolov3(
-    num_classes: int = 80, anchors: Anchors = COCO_ANCHORS, remat: bool = False, dtype: Dtype | None = None
+    base: linen.Module | None = None,
+    num_classes: int = 80,
+    anchors: Anchors = COCO_ANCHORS,
+    grid_strides: tuple[int, ...] = (32, 16, 8),
+    features: tuple[int, ...] = (512, 256, 128),
+    depths: tuple[int, ...] = (3, 3, 3),
+    remat: bool = False,
+    dtype: Dtype | None = None,
 ) -> YOLO:
-    return YOLO(darknet.Darknet53(None, remat, dtype), num_classes, anchors, dtype=dtype)
+    base = base or darknet.Darknet53(None, remat, dtype)
+    return YOLO(base, num_classes, anchors, grid_strides, features, depths, dtype)
 
 
 def _tiny(num_classes: int = 80, anchors: Anchors = TINY_ANCHORS, dtype: Dtype | None = None) -> YOLO:

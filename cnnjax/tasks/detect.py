@@ -1,0 +1,183 @@
+"""Object detection: any number of objects in an image, the class of each and the box around it.
+
+Batches have ``image`` (uint8 [n, s, s, 3]; float in training), ``boxes`` float32 [n, k, 4], xyxy in pixels, ``labels``
+int32 [n, k], ``box_mask`` bool [n, k] and, where the data set has such, ``ignore`` bool [n, k] (difficult, crowd).
+
+A detector is a model whose ``apply`` gives raw outputs, with ``decode(outputs, (height, width))`` → boxes [n, k, 4] and
+scores [n, k, classes], and ``head``, a key of ``LOSSES``.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax import losses
+from cnnjax.metrics import detection
+from cnnjax.ops import boxes as ops
+from cnnjax.ops import nms
+from cnnjax.tasks import Prepare
+from cnnjax.types import Array, Batch, Example, Key, Picture, Prediction, PyTree, Rows, Sums, Task
+
+LEAST_SCORE = 0.001  # below it a detection hardly changes the average precision
+SHOWN_SCORE = 0.3  # of detections that are described and drawn
+MOST = 100  # detections of an image, as COCO counts
+
+
+class Detector(Protocol):
+    """Attributes of a detector, beside those of a Flax module."""
+
+    head: str
+
+    def decode(self, outputs: Any, image_shape: tuple[int, int]) -> tuple[Array, Array]: ...
+
+
+def _yolo(model: Any, outputs: Any, batch: Batch, options: Mapping[str, Any]) -> dict[str, Array]:
+    height, width = batch["image"].shape[1:3]
+
+    def one(maps: Any, boxes: Array, labels: Array, mask: Array, ignore: Array) -> Any:
+        return losses.yolo_loss(maps, model.grids, (height, width), boxes, labels, mask, ignore, **options)
+
+    parts = jax.vmap(one)(outputs, batch["boxes"], batch["labels"], batch["box_mask"], _ignored(batch))
+    return {"box": parts.box, "objectness": parts.objectness, "class": parts.classes}
+
+
+LOSSES: Mapping[str, Callable[[Any, Any, Batch, Mapping[str, Any]], dict[str, Array]]] = {"yolo": _yolo}
+"""Head of a detector → (model, outputs, batch, options) → parts of the loss, each [n]."""
+
+
+def _ignored(batch: Batch) -> Array:
+    return jnp.asarray(batch["ignore"]) if "ignore" in batch else jnp.zeros(batch["box_mask"].shape, bool)
+
+
+def network(create: Callable[..., linen.Module], classes: Sequence[str], **fields: Any) -> linen.Module:
+    """Detector for ``classes``, made by ``create``; ``fields`` are more fields of it."""
+    return create(num_classes=len(classes), **fields)
+
+
+def task(
+    model: Any,
+    prepare: Prepare,
+    classes: Sequence[str],
+    *,
+    weights: Mapping[str, float] | None = None,
+    iou_threshold: float = 0.45,
+    score_threshold: float = LEAST_SCORE,
+    **loss_options: Any,
+) -> Task:
+    """Detection by a ``Detector``.
+
+    Args:
+      weights: part of the loss → its weight; 1 where it is absent.
+      iou_threshold: overlap above which the worse of two boxes of a class is suppressed.
+      score_threshold: score from which detections are returned.
+      **loss_options: of the function in ``losses`` for the model's head.
+    """
+    weigh = weights or {}
+
+    def loss_fn(variables: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[PyTree, Sums]]:
+        state_names = [name for name in variables if name != "params"]
+        (outputs, _), state = model.apply(
+            variables, batch["image"], train=True, rngs={"dropout": key}, mutable=state_names
+        )
+        parts = LOSSES[model.head](model, outputs, batch, loss_options)
+        total = functools.reduce(jnp.add, (weigh.get(name, 1.0) * part for name, part in parts.items()))
+        sums = {**{name: part.sum() for name, part in parts.items()}, "loss": total.sum()}
+        return total.mean(), (state, {**sums, "count": jnp.float32(len(batch["image"]))})
+
+    def predict(variables: PyTree, images: Array) -> dict[str, Array]:
+        outputs, _ = model.apply(variables, prepare(images), train=False)
+        height, width = images.shape[1:3]
+        return found(model, outputs, (height, width), score_threshold, iou_threshold)
+
+    def eval_fn(variables: PyTree, batch: Batch) -> tuple[Sums, Rows]:
+        predicted = predict(variables, batch["image"])
+        truth = {f"true_{name}": batch[name] for name in ("boxes", "labels", "box_mask")}
+        return {"count": batch["example_mask"].sum()}, {**predicted, **truth, "true_ignore": _ignored(batch)}
+
+    return Task(
+        loss_fn=loss_fn,
+        eval_fn=eval_fn,
+        figures=lambda sums, rows: figures(sums, rows, classes),
+        predict=predict,
+        describe=lambda prediction, most: describe(prediction, classes, most),
+        draw=lambda example, prediction: draw(example, prediction, classes),
+        best="map50",
+    )
+
+
+def found(
+    model: Any, outputs: Any, image_shape: tuple[int, int], score_threshold: float, iou_threshold: float
+) -> dict[str, Array]:
+    """Detections of a batch, by falling score: ``boxes`` [n, 100, 4] cut to the image, ``scores``, ``labels`` and
+    ``valid`` [n, 100]; where not valid, zeros."""
+
+    def one(boxes: Array, scores: Array) -> nms.Detections:
+        thresholds = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
+        return nms.detections(ops.clip(boxes, *image_shape), scores, max_outputs=MOST, **thresholds)
+
+    return jax.vmap(one)(*model.decode(outputs, image_shape))._asdict()
+
+
+def figures(sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, float]:
+    """Mean of each part of the loss in training, average precision in evaluation.
+
+    ``map50`` is the mean over the classes of ``ap50/NAME``, the area under the precision–recall curve at an IoU of 0.5
+    (Pascal VOC since 2010); ``ap`` is COCO's, over IoU 0.50 … 0.95.
+    """
+    means = {name: float(x) / float(sums["count"]) for name, x in sums.items() if name != "count"}
+    return means | (precision(*listed(rows), classes) if rows else {})
+
+
+Objects = list[dict[str, np.ndarray]]
+
+
+def listed(rows: Mapping[str, np.ndarray]) -> tuple[Objects, Objects]:
+    """Truths and predictions for ``metrics.detection``, one dict per image, from the rows of an evaluation."""
+    truths, predictions = [], []
+    for i, mask in enumerate(np.asarray(rows["true_box_mask"], bool)):
+        own = {name: rows[f"true_{name}"][i][mask] for name in ("boxes", "labels")}
+        truths.append({**own, "difficult": np.asarray(rows["true_ignore"][i][mask], bool)})
+        valid = np.asarray(rows["valid"][i], bool)
+        predictions.append({name: rows[name][i][valid] for name in ("boxes", "labels", "scores")})
+    return truths, predictions
+
+
+def precision(truths: Objects, predictions: Objects, classes: Sequence[str]) -> dict[str, float]:
+    """Average precisions, see ``figures``."""
+    by_class = detection.voc_ap(truths, predictions, points=None)
+    coco = detection.coco_map(truths, predictions)
+    mean = float(np.mean(list(by_class.values()))) if by_class else 0.0
+    return {"map50": mean, "ap": coco.get("ap", 0.0), **{f"ap50/{classes[k]}": x for k, x in by_class.items()}}
+
+
+def describe(prediction: Prediction, classes: Sequence[str], most: int) -> dict[str, Any]:
+    """The ``most`` likeliest objects: name, score, and the box, xyxy in the pixels of the prediction."""
+    shown = np.flatnonzero(np.asarray(prediction["valid"]) & (np.asarray(prediction["scores"]) >= SHOWN_SCORE))
+    return {
+        "predictions": [
+            {
+                "name": classes[int(prediction["labels"][i])],
+                "score": round(float(prediction["scores"][i]), 4),
+                "box": [round(float(x), 1) for x in prediction["boxes"][i]],
+            }
+            for i in shown[:most]
+        ]
+    }
+
+
+def draw(example: Example, prediction: Prediction, classes: Sequence[str]) -> Picture:
+    """Image with the detections, and the true boxes, unnamed, where the example has them."""
+    shown = np.flatnonzero(np.asarray(prediction["valid"]) & (np.asarray(prediction["scores"]) >= SHOWN_SCORE))
+    labels = np.asarray(prediction["labels"])[shown]
+    boxes = [np.asarray(prediction["boxes"])[shown]]
+    names = [f"{classes[k]} {prediction['scores'][i]:.0%}" for i, k in zip(shown, labels, strict=True)]
+    colors = [1 + int(k) for k in labels]
+    if "boxes" in example:
+        true = np.asarray(example["boxes"])[np.asarray(example.get("box_mask", np.ones(len(example["boxes"]))), bool)]
+        boxes, names, colors = [true, *boxes], [""] * len(true) + names, [0] * len(true) + colors
+    return Picture(example["image"], f"{len(shown)} objects", np.concatenate(boxes), tuple(names), tuple(colors))

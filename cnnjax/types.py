@@ -22,7 +22,8 @@ Example = Mapping[str, Any]
 """One example, a dict of arrays: ``image`` [h, w, c] and what its task needs, each field by one name everywhere.
 
 ``label`` int32 []; ``boxes`` float32 [k, 4] xyxy in pixels with ``labels`` int32 [k] and ``box_mask`` bool [k], False
-on rows that are only padding; ``segmentation`` uint8 or int32 [h, w]; ``instance_masks`` bool or uint8 [k, h, w].
+on rows that are only padding, and ``crowd``, ``difficult`` and ``ignore`` (either of them) bool [k]; ``segmentation``
+uint8 or int32 [h, w]; ``instance_masks`` bool or uint8 [k, h, w].
 """
 Batch = Mapping[str, Array]
 """Examples with every field stacked; in evaluation also ``example_mask`` float32 [n], 0 on rows that only fill up."""

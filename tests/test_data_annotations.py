@@ -130,7 +130,7 @@ def test_animals(shared):
         "image": ("uint8", (319, 450, 3)),
         "boxes": ("float32", (2, 4)),
         "labels": ("int32", (2,)),
-        "ignore": ("bool", (2,)),
+        **dict.fromkeys(("ignore", "crowd", "difficult"), ("bool", (2,))),
     }
     np.testing.assert_array_equal(example["boxes"], [[232, 88, 386, 262], [133, 104, 341, 253]])
 

@@ -549,7 +549,7 @@ def test_annotated_images_are_cut_by_class_where_each_has_one_object(tmp_path: P
     ]
     example = whole.train[0]
     assert {name: values.dtype for name, values in example.items()} == {
-        "image": np.uint8, "boxes": np.float32, "labels": np.int32, "ignore": bool,
+        "image": np.uint8, "boxes": np.float32, "labels": np.int32, "ignore": bool, "crowd": bool, "difficult": bool,
     }  # fmt: skip
 
 

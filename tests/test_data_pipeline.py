@@ -279,6 +279,21 @@ def test_the_size_may_change_by_step():
         pipeline.train_batches(arrays(), 4, 0, size_at=sizes[0])
 
 
+def test_multi_scale_draws_a_size_every_ten_steps_from_seed_and_step_alone():
+    size_at = pipeline.multi_scale(3)
+    sizes = [size_at(step) for step in range(4000)]
+    assert set(sizes) == set(range(320, 609, 32))
+    tens = [set(sizes[start : start + 10]) for start in range(0, 4000, 10)]
+    assert all(len(ten) == 1 for ten in tens)
+    drawn = np.bincount([(min(ten) - 320) // 32 for ten in tens])
+    assert 20 <= drawn.min() <= drawn.max() <= 65  # of 40 expected
+    assert [pipeline.multi_scale(3)(step) for step in (3999, 17, 0)] == [sizes[3999], sizes[17], sizes[0]]
+    assert [pipeline.multi_scale(4)(step) for step in range(4000)] != sizes
+    few = pipeline.multi_scale(0, (8, 16), every=3)
+    assert {few(step) for step in range(60)} == {8, 16}
+    assert all(few(step) == few(step - step % 3) for step in range(60))
+
+
 @pytest.mark.parametrize("load", [mosaic(Numbered()), sized])
 def test_rows_of_two_hosts_draw_what_one_draws(load, monkeypatch):
     options = {"load": load, "size_at": None if load is not sized else lambda step: 4 + step}

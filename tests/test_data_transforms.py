@@ -9,44 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from painted import assert_masks_on_the_box, example, examples, extent, mask_box, picture, rng
 from PIL import Image
 
 from cnnjax.data import augment, transforms
 from cnnjax.types import UserError
-
-BOX = (30, 40, 90, 70)  # in an image of 160×120
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
-
-
-def picture(box=BOX, height=120, width=160, channels=3):
-    """uint8 zeros with 255 in the box."""
-    image = np.zeros((height, width, channels), np.uint8)
-    left, top, right, bottom = box
-    image[top:bottom, left:right] = 255
-    return image, np.array([box], np.float32)
-
-
-def example(*args, **options):
-    """Example with the image of `picture`; the mask of its box is its segmentation and its only instance mask."""
-    image, boxes = picture(*args, **options)
-    mask = image[..., 0] // 255
-    return {"image": image, "boxes": boxes, "segmentation": mask, "instance_masks": mask[None], "label": np.int32(5)}
-
-
-def extent(image):
-    """(left, top, right, bottom) of the painted pixels, in fractions of pixels: mass and center of the profiles."""
-    paint = np.asarray(image, np.float64)[..., 0] / np.max(image)
-    sides = []
-    for profile in (paint.max(0), paint.max(1)):
-        size = profile.sum()
-        center = (profile * (np.arange(len(profile)) + 0.5)).sum() / size
-        sides.append((center - size / 2, center + size / 2))
-    (left, right), (top, bottom) = sides
-    return left, top, right, bottom
-
 
 # ---- on the host ----
 
@@ -76,15 +43,6 @@ def test_on_the_host_every_field_stays_on_the_paint(name, upright):
     np.testing.assert_allclose(new["boxes"][0], extent(new["image"]), atol=0.15)
     assert_masks_on_the_box(new)
     assert "box_mask" not in before
-
-
-def assert_masks_on_the_box(new):
-    shape = new["image"].shape[:2]
-    assert (new["segmentation"].shape, new["instance_masks"].shape) == (shape, (1, *shape))
-    for mask in (new["segmentation"] == 1, new["instance_masks"][0]):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        found = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-        np.testing.assert_allclose(new["boxes"][0], found, atol=1)
 
 
 def test_random_crops_keep_every_field_on_the_paint():
@@ -366,7 +324,6 @@ def test_fields_of_wrong_shapes_are_programming_errors(field, value):
 
 # ---- properties ----
 
-SIDES = st.integers(24, 90)
 GEOMETRIES = st.one_of(
     st.builds(transforms.squeeze, st.integers(20, 120)),
     st.builds(transforms.letterbox, st.integers(40, 120)),
@@ -380,23 +337,8 @@ GEOMETRIES = st.one_of(
 )
 
 
-@st.composite
-def painted(draw):
-    """Example with a painted rectangle of at least 8×8 pixels."""
-    height, width = draw(SIDES), draw(SIDES)
-    left, top = draw(st.integers(0, width - 8)), draw(st.integers(0, height - 8))
-    right, bottom = draw(st.integers(left + 8, width)), draw(st.integers(top + 8, height))
-    return example((left, top, right, bottom), height, width)
-
-
-def mask_box(mask):
-    """Box around a mask, zeros where it is empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if len(rows) else [0, 0, 0, 0]
-
-
 @settings(max_examples=60, deadline=None)
-@given(painted(), GEOMETRIES)
+@given(examples(), GEOMETRIES)
 def test_host_fields_move_together(before, geometry):
     new = geometry(before)
     assert new["segmentation"].shape == new["image"].shape[:2]
@@ -406,7 +348,7 @@ def test_host_fields_move_together(before, geometry):
 
 
 @settings(max_examples=60, deadline=None)
-@given(painted(), GEOMETRIES, st.integers(0, 2**32 - 1))
+@given(examples(), GEOMETRIES, st.integers(0, 2**32 - 1))
 def test_restore_undoes_what_a_geometry_did_to_boxes(before, geometry, seed):
     height, width = before["image"].shape[:2]
     where = geometry.geometry(height, width)
@@ -424,7 +366,7 @@ def test_restore_undoes_what_a_geometry_did_to_boxes(before, geometry, seed):
 
 
 @settings(max_examples=30, deadline=None)
-@given(painted())
+@given(examples())
 def test_two_flips_are_none(before):
     twice = transforms.flip_left_right()(transforms.flip_left_right()(before))
     chex.assert_trees_all_equal({name: twice[name] for name in before}, before)

@@ -105,6 +105,15 @@ def test_labels_that_only_reading_tells_are_not_counted(capsys):
     assert "all 2" in capsys.readouterr().out
 
 
+def test_boxes_are_counted_where_images_have_any_number(shared, capsys):
+    splits = catalog.load_boxes(str(shared / "data/bccd"))
+    experiment.show_splits(splits)
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["boxes", "and", "images"] in lines
+    assert ["Platelets", "209", "83", "69"] in lines
+    assert ["images", "205", "87", "72"] in lines
+
+
 def test_one_class_is_enough_to_evaluate(tmp_path):
     photo = tmp_path / "photos" / "n02123045" / "cat.png"
     photo.parent.mkdir(parents=True)

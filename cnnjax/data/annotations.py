@@ -17,23 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjax.data import checking, formats, preparation
-from cnnjax.data.formats.annotated import (
-    AnnotatedImage,
-    Box,
-    Fault,
-    Labelled,
-    Read,
-    Shape,
-    is_file,
-    split_folder,
-    table_file,
-)
-from cnnjax.data.formats.images import decode, header_size
+from cnnjax.data import checking, formats, preparation, records
+from cnnjax.data.formats.annotated import Fault, Read, is_file, split_folder, table_file
+from cnnjax.data.formats.images import decode
+from cnnjax.data.records import Record
 from cnnjax.types import UserError
-
-MOST_SIDE = 2**20  # in pixels: more is a slip, and its boxes would be inexact in float32
-ROUNDING = 0.5  # pixels by which a box may leave the image without being a fault; it is clipped in any case
 
 FAULTS: Mapping[str, str] = {
     "degenerate": "the box has no area: left out",
@@ -57,21 +45,6 @@ FAULTS: Mapping[str, str] = {
 
 class NoAnnotationsError(UserError):
     """No annotations in a known format."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image; each array has a row for each box."""
-
-    id: str | int  # COCO's number, else the name
-    path: Path
-    width: int  # in pixels, as labelled
-    height: int
-    boxes: np.ndarray  # float32 [k, 4], xyxy in pixels, inside the image, with area
-    labels: np.ndarray  # int32 [k], places in the classes
-    difficult: np.ndarray  # bool [k], VOC's flag
-    crowd: np.ndarray  # bool [k], COCO's flag: a box around many
-    shapes: tuple[Shape | None, ...] = ()  # outlines of the objects, see `formats.masks.rasterize`
 
 
 @dataclass(frozen=True)
@@ -110,15 +83,22 @@ def open(
     """
     path = Path(path).expanduser()
     kind, read = _read(path, split)
-    faults = list(read.faults)
-    names = tuple(classes if classes is not None else read.classes)
-    labels = {name: i for i, name in enumerate(names)}
-    records = [record for each in read.images if (record := _record(each, labels, faults)) is not None]
+    found = checked(read, kind, classes)
     if check:
-        records = _usable(records, {each.path: each.file for each in read.images}, faults, cache)
-    if not records:
-        raise UserError(f"{path}: no picture with annotations is left{_commonest(faults)}")
-    return Annotations(tuple(records), names, tuple(faults), kind)
+        faults = list(found.faults)
+        left = _usable(found.records, {each.path: each.file for each in read.images}, faults, cache)
+        found = replace(found, records=tuple(left), faults=tuple(faults))
+    if not found.records:
+        raise UserError(f"{path}: no picture with annotations is left{_commonest(found.faults)}")
+    return found
+
+
+def checked(read: Read, kind: str, classes: Sequence[str] | None = None) -> Annotations:
+    """Images with the boxes that can be used, perhaps none, and all faults; the arguments are those of `open`."""
+    faults, names = list(read.faults), tuple(classes if classes is not None else read.classes)
+    labels = {name: i for i, name in enumerate(names)}
+    found = [record for each in read.images if (record := records.usable(each, labels, faults)) is not None]
+    return Annotations(tuple(found), names, tuple(faults), kind)
 
 
 def counted(faults: Sequence[Fault]) -> str:
@@ -157,66 +137,6 @@ def _read(path: Path, split: str | None) -> tuple[str, Read]:
         raise problem
     file, expected = table_file(path, split) or path, ", ".join(reader.EXPECTED for reader in readers.values())
     raise NoAnnotationsError(f"{file}: no annotations in a known format; expected {expected}")
-
-
-def _record(image: AnnotatedImage, labels: Mapping[str, int], faults: list[Fault]) -> Record | None:
-    """Image with the boxes that can be used; its faults are added to ``faults``."""
-    size = image.size or header_size(image.path)
-    if size is None:
-        kind = "unreadable picture" if is_file(image.path) else "missing picture"
-        faults.append(Fault(image.file, "", kind, f"{image.path}, whose size is not written elsewhere"))
-        return None
-    if max(size) > MOST_SIDE:
-        faults.append(
-            Fault(image.file, "", "size", f"{size[0]:.6g}×{size[1]:.6g} pixels: correct it in the annotation")
-        )
-        return None
-    kept: dict[tuple[Box, str], Labelled] = {}
-    for each in image.objects:
-        box, fault = _usable_box(each, size, labels)
-        if box is not None and (box, each.label) in kept:
-            box, fault = None, ("duplicate", f"xyxy {_text(each.box)}")
-        if box is not None:
-            kept[box, each.label] = each
-        if fault is not None:
-            faults.append(Fault(image.file, each.name, *fault))
-    if not image.objects:
-        faults.append(Fault(image.file, "", "no objects", "nothing is labelled"))
-    return Record(
-        image.id,
-        image.path,
-        *size,
-        np.array([box for box, _ in kept], np.float32).reshape(-1, 4),
-        np.array([labels[label] for _, label in kept], np.int32),
-        np.array([each.difficult for each in kept.values()], bool),
-        np.array([each.crowd for each in kept.values()], bool),
-        tuple(each.shape for each in kept.values()),
-    )
-
-
-def _usable_box(
-    each: Labelled, size: tuple[int, int], labels: Mapping[str, int]
-) -> tuple[Box | None, tuple[str, str] | None]:
-    """Part of a box inside the image, None if it cannot be used, and the fault if there is one."""
-    if each.fault is not None:
-        return None, each.fault
-    if not np.isfinite(each.box).all():
-        return None, ("unreadable", f"xyxy {_text(each.box)}")
-    if each.label not in labels:
-        return None, ("unknown class", f"{each.label!r}")
-    (left, top, right, bottom), (width, height) = each.box, size
-    if right <= left or bottom <= top:
-        return None, ("degenerate", f"xyxy {_text(each.box)}")
-    where = f"xyxy {_text(each.box)} in a picture of {width}×{height}"
-    inside = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
-    if inside[2] <= inside[0] or inside[3] <= inside[1]:
-        return None, ("outside", where)
-    beyond = max(abs(a - b) for a, b in zip(inside, each.box, strict=True))
-    return inside, ("clipped", where) if beyond > ROUNDING else None
-
-
-def _text(box: Box) -> str:
-    return " ".join(f"{value:g}" for value in box)
 
 
 def picture(record: Record) -> np.ndarray:
@@ -269,11 +189,11 @@ def _usable(
 
 
 @dataclass(frozen=True)
-class AnnotatedImages:
-    """A source: ``image`` uint8 [h, w, 3], ``boxes`` float32 [k, 4], ``labels`` int32 [k], ``ignore`` bool [k].
+class LabelledImages:
+    """A source: ``image`` uint8 [h, w, 3], ``boxes`` float32 [k, 4], ``labels`` int32 [k], and flags bool [k].
 
-    ``ignore`` is True for crowds and difficult objects, which evaluation neither rewards nor punishes. Raises the
-    errors of `picture`.
+    ``crowd`` and ``difficult`` are the annotation's; ``ignore`` is True for both, which evaluation neither rewards nor
+    punishes.
     """
 
     annotations: Annotations
@@ -288,8 +208,20 @@ class AnnotatedImages:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record = self.annotations.records[index]
-        ignore = record.crowd | record.difficult
-        return {"image": picture(record), "boxes": record.boxes, "labels": record.labels, "ignore": ignore}
+        flags = {"ignore": record.crowd | record.difficult, "crowd": record.crowd, "difficult": record.difficult}
+        return {"image": self.picture(record), "boxes": record.boxes, "labels": record.labels, **flags}
+
+    def picture(self, record: Record) -> np.ndarray:
+        """Image of a record, uint8 [h, w, 3]."""
+        raise NotImplementedError
+
+
+class AnnotatedImages(LabelledImages):
+    """Images in files; raises the errors of `picture`."""
+
+    def picture(self, record: Record) -> np.ndarray:
+        """Image of a record, see `picture`."""
+        return picture(record)
 
     def problems(self, indices: np.ndarray, cache: Path | None) -> list[str]:
         """Reasons for which images cannot be used, each with its file, empty for the others; see `checking`."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjax.data import annotations
+from cnnjax import text
+from cnnjax.data import annotations, prepared_boxes
 from cnnjax.data.formats import split_folders, tfds
 from cnnjax.data.formats.annotated import NoSplitError
 from cnnjax.data.sources import Arrays, Source
@@ -25,6 +26,11 @@ TFDS = {
     "kmnist": {"train": "train[:55000]", "valid": "train[55000:]", "test": "test"},
     "mnist": {"train": "train[:55000]", "valid": "train[55000:]", "test": "test"},
     "tf_flowers": {"train": "train[25%:]", "valid": "train[10%:25%]", "test": "train[:10%]"},
+}
+# The same of data sets whose publisher keeps the boxes of the test split.
+BOXES = {
+    "coco": {"train": "train", "valid": "validation"},
+    "voc/2012": {"train": "train", "valid": "validation"},
 }
 
 
@@ -62,18 +68,23 @@ def load(
         return folder(Path(name).expanduser(), channels, fractions)
     directory = tfds.tfds_directory(data_dir)
     try:
-        texts = {**_tfds_splits(name, directory, chosen, fractions), **chosen}
+        texts = {**_tfds_splits(name, directory, chosen, fractions, TFDS.get(tfds.base_name(name))), **chosen}
         parts: dict[str, Source] = {part: tfds.tfds_split(name, each, directory) for part, each in texts.items()}
     except tfds.UnknownNameError as error:
-        near = get_close_matches(name.lower(), [*EMBEDDED, *tfds.known_names()], 3) or [*EMBEDDED, *TFDS]
-        raise UserError(f"{error}: did you mean {', '.join(near)}, or the path of a folder?") from error
+        raise _unknown(name, error, [*EMBEDDED, *TFDS]) from error
     say(name, texts)
     return Splits(parts["train"], parts["valid"], parts.get("test"))
 
 
-def _tfds_splits(name: str, directory: Path, chosen: Mapping[str, str], fractions: Fractions) -> dict[str, str]:
-    """Splits in tfds' syntax that are not ``chosen``: the publisher's, and those that are cut off the ends of train."""
-    if not fractions.asked and (known := TFDS.get(tfds.base_name(name))):
+def _tfds_splits(
+    name: str,
+    directory: Path,
+    chosen: Mapping[str, str],
+    fractions: Fractions,
+    known: Mapping[str, str] | None,
+) -> dict[str, str]:
+    """Splits in tfds' syntax that are not ``chosen``: ``known`` ones, or the publisher's and cuts off train."""
+    if not fractions.asked and known:
         return {part: each for part, each in known.items() if part not in chosen}
     if len(chosen) == len(split_folders.NAMES):
         return {}
@@ -91,6 +102,11 @@ def _tfds_splits(name: str, directory: Path, chosen: Mapping[str, str], fraction
         cuts["test"] = f"{train}[:{test}]"
         parts |= {part: each for part, each in cuts.items() if part in missing or part == "train"}
     return parts
+
+
+def _unknown(name: str, error: Exception, usual: Sequence[str]) -> UserError:
+    near = get_close_matches(name.lower(), [*EMBEDDED, *tfds.known_names()], 3) or usual
+    return UserError(f"{error}: did you mean {', '.join(near)}, or the path of a folder?")
 
 
 def is_folder(name: str) -> bool:
@@ -143,6 +159,45 @@ def folder(root: Path, channels: int = 3, fractions: Fractions = USUAL) -> Split
         raise UserError(f"{root}: {whole.classes[0]!r} is its only class folder; a classifier needs two or more")
     origins = {part: str(path.relative_to(root)) for part, path in places.items() if part != "all"}
     return complete(root, whole, whole.labels, given, origins, fractions)
+
+
+def load_boxes(
+    name: str,
+    data_dir: Path | None = None,
+    splits: Mapping[str, str] | None = None,
+    fractions: Fractions = USUAL,
+    split: str | None = None,
+) -> Splits:
+    """Opens images with any number of boxes, and prints where each split comes from and how many faults labels have.
+
+    Args:
+      name: the path of annotations, see `load_annotated`; or a tfds name (``voc/2007``, ``coco/2017``, …).
+      data_dir: as for `load`, also the next two; ``splits`` are of a tfds name.
+      split: as for `load_annotated`, of a path.
+
+    Raises:
+      UserError: as `load_annotated` or `load`; a data set or a split has no boxes.
+    """
+    chosen = {part: each for part, each in (splits or {}).items() if each}
+    path, base = Path(name).expanduser(), tfds.base_name(name)
+    if path.exists() or (os.sep in name and base not in tfds.known_names()):
+        if chosen:
+            raise UserError(f"{name} has fixed splits; {sorted(chosen)} can be chosen for tfds data sets only")
+        if re.match(r"\w", name) and base in tfds.known_names():
+            print(text.one_line(f"{name} is taken for what lies here, not for the tfds data set of this name"))
+        return load_annotated(path, fractions.test, fractions.valid, split=split, usual=fractions.usual)
+    if split is not None:
+        raise UserError(f"{name} is a tfds data set: choose its train, valid and test, and leave out --split {split}")
+    directory, known = tfds.tfds_directory(data_dir), BOXES.get(name.split(":")[0]) or BOXES.get(base)
+    try:
+        texts = {**_tfds_splits(name, directory, chosen, fractions, known), **chosen}
+        parts = {part: prepared_boxes.open_split(name, each, directory) for part, each in texts.items()}
+    except tfds.UnknownNameError as error:
+        raise _unknown(name, error, ["voc/2007", "coco/2017"]) from error
+    for part, each in parts.items():
+        print(f"{name}, {part}: {len(each)} images, {annotations.counted(each.annotations.faults)}")
+    say(name, texts)
+    return Splits(parts["train"], parts["valid"], parts.get("test"))
 
 
 def load_annotated(

@@ -51,6 +51,21 @@ def loader(source: Source, *chain: transforms.Transform | transforms.RandomTrans
     return lambda rng, index: transform(rng, source[index])
 
 
+def multi_scale(seed: int, sizes: Sequence[int] = range(320, 609, 32), every: int = 10) -> Callable[[int], int]:
+    """Step → one of ``sizes``, drawn anew every ``every`` steps from (seed, step) alone, for ``size_at``.
+
+    YOLOv2's multi-scale training (Redmon and Farhadi 2017, section 2): "every 10 batches our network randomly chooses
+    a new image dimension size" among 320, 352, …, 608.
+    """
+    choices = tuple(sizes)
+
+    def size_at(step: int) -> int:
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step // every,)))
+        return int(choices[rng.integers(len(choices))])
+
+    return size_at
+
+
 def train_batches(
     source: Source,
     batch_size: int,

@@ -57,7 +57,7 @@ def read(data: bytes | Path, channels: int, *, upright: bool = True) -> np.ndarr
     return np.ascontiguousarray(_TURNS[turn](pixels)) if turn in _TURNS else pixels
 
 
-def measure(path: Path) -> tuple[int, int, bool]:
+def measure(path: bytes | Path) -> tuple[int, int, bool]:
     """(width, height) as viewers show an image, and True if `read` exchanges them without ``upright``; from its header.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -113,6 +113,18 @@ class Mapped(_Wrapper):
 
 
 @dataclass(frozen=True)
+class Kept(_Wrapper):
+    """The examples of ``source``, each read when it is first asked for and then kept: images may differ in size."""
+
+    read: dict[int, Example] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getitem__(self, index: int) -> Example:
+        if index not in self.read:
+            self.read[index] = self.source[index]
+        return self.read[index]
+
+
+@dataclass(frozen=True)
 class Lenient(_Wrapper):
     """The examples of ``source`` with the field ``readable``; ``blank`` where an image cannot be read."""
 
@@ -190,19 +202,19 @@ def _check_any(examples: int, errors: Sequence[str]) -> None:
         raise UserError(f"none of the {examples} images can be read{f', such as {errors[0]}' if errors else ''}")
 
 
-def _base(source: Source) -> tuple[Source, np.ndarray]:
+def innermost(source: Source) -> tuple[Source, np.ndarray]:
     """Source without what wraps it, and the places of the examples in it."""
     if isinstance(source, Subset):
-        base, places = _base(source.source)
+        base, places = innermost(source.source)
         return base, places[source.indices]
     if isinstance(source, _Wrapper | Relabelled):
-        return _base(source.source)
+        return innermost(source.source)
     return source, np.arange(len(source))
 
 
 def of_files(source: Source) -> bool:
     """True if ``readable`` can keep what it finds out."""
-    return isinstance(_base(source)[0], OfFiles)
+    return isinstance(innermost(source)[0], OfFiles)
 
 
 def readable(source: Source, cache: Path | None = None) -> tuple[Source, list[str]]:
@@ -214,7 +226,7 @@ def readable(source: Source, cache: Path | None = None) -> tuple[Source, list[st
     Raises:
       UserError: no example can be used.
     """
-    base, places = _base(source)
+    base, places = innermost(source)
     if isinstance(base, OfFiles):
         errors = base.problems(places, cache)
     else:
@@ -227,7 +239,7 @@ def readable(source: Source, cache: Path | None = None) -> tuple[Source, list[st
 
 def absent_classes(source: Source) -> list[str]:
     """Classes without an example in class folders, whatever wraps them; none for other sources."""
-    base, places = _base(source)
+    base, places = innermost(source)
     present = set(base.labels[places].tolist()) if isinstance(base, Folder) else set(range(len(base.classes)))
     return [name for label, name in enumerate(base.classes) if label not in present]
 
@@ -247,7 +259,7 @@ def stack(examples: Sequence[Example]) -> dict[str, np.ndarray]:
 def _stacked(name: str, values: Sequence[Any]) -> np.ndarray:
     if len(shapes := {np.shape(value) for value in values}) > 1:
         fixed = name in ("image", "segmentation")
-        cure = "give a size to bring them to" if fixed else "pad them, see transforms.pad_boxes"
+        cure = "give a size to bring them to" if fixed else "pad them, see targets.padding"
         raise UserError(f"field {name!r} has different shapes, such as {sorted(shapes)[:3]}: {cure}")
     return np.array(values, np.int32) if type(values[0]) is int else np.stack(values)
 

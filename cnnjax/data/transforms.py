@@ -27,7 +27,7 @@ RandomTransform = Callable[[np.random.Generator, Example], Example]
 
 MIN_VISIBLE = 0.25  # with less of it visible an object can hardly be recognized, and its box is a guess
 OUTSIDE = {"segmentation": 255, "instance_masks": 0}  # field → value outside the image
-PER_BOX = ("boxes", "labels", "ignore", "instance_masks")  # fields with a row for each box
+PER_BOX = ("boxes", "labels", "ignore", "crowd", "difficult", "instance_masks")  # fields with a row for each box
 
 
 def apply(example: Example, geometry: Geometry, fill: int = 128, min_visible: float = MIN_VISIBLE) -> Example:
@@ -181,21 +181,38 @@ def _same_size(flip: bool, height: int, width: int) -> Geometry:
     return Geometry((height, width), (height, width), flip=flip)
 
 
-def pad_boxes(example: Example, most: int) -> Example:
+def pad_boxes(example: Example, most: int, *, cut: bool = False) -> Example:
     """Example with exactly ``most`` rows in each field of `PER_BOX`: those with ``box_mask`` True, then zeros.
 
+    Args:
+      most: rows; `targets.room` finds how many are needed.
+      cut: leave out the smallest boxes where there are more, of which the user has been told.
+
     Raises:
-      UserError: there are more than ``most``.
+      UserError: there are more than ``most``, unless they are cut.
     """
     real = np.flatnonzero(example.get("box_mask", np.ones(len(example["boxes"]), bool)))
-    if len(real) > most:
+    if len(real) > most and not cut:
         raise UserError(f"an image has {len(real)} boxes, room is for {most}: make more")
+    largest = np.argsort(-_area(np.asarray(example["boxes"])[real]), kind="stable")
+    real = real[np.sort(largest[:most])]
     padded = {**example, "box_mask": np.arange(most) < len(real)}
     for name in PER_BOX:
         if name in example:
             rows = np.asarray(example[name])[real]
             padded[name] = np.concatenate([rows, np.zeros((most - len(real), *rows.shape[1:]), rows.dtype)])
     return padded
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Transform that applies ``transforms``, all deterministic, from left to right."""
+
+    def chained(example: Example) -> Example:
+        for each in transforms:
+            example = each(example)
+        return example
+
+    return chained
 
 
 # ---- random ----
@@ -206,10 +223,10 @@ def compose(*transforms: Transform | RandomTransform) -> RandomTransform:
 
     A transform with one argument without a default is deterministic; one with two takes the generator first.
     """
-    chain = [_with_generator(each) for each in transforms]
+    steps = [_with_generator(each) for each in transforms]
 
     def composed(rng: np.random.Generator, example: Example) -> Example:
-        for each in chain:
+        for each in steps:
             example = each(rng, example)
         return example
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cnnjax.settings.data import Augmentation, Batches, Mixing, Reading
+from cnnjax.settings.detection import DetectionImages
 from cnnjax.settings.fields import (
     LOCATES,
     MAY_DIFFER,
@@ -42,6 +43,7 @@ __all__ = [
     "Augmentation",
     "Base",
     "Batches",
+    "DetectionImages",
     "Fraction",
     "Loop",
     "Mixing",

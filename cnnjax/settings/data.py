@@ -38,9 +38,16 @@ class Reading:
     valid_fraction: Fraction | None = None
     """Share of the others to cut off for validation where there is no such split. None: 0.15."""
 
-    def batches(self, source: Source, batch_size: int, seed: int, load: pipeline.Load | None = None) -> Batches:
+    def batches(
+        self,
+        source: Source,
+        batch_size: int,
+        seed: int,
+        load: pipeline.Load | None = None,
+        size_at: Callable[[int], int] | None = None,
+    ) -> Batches:
         """Step → batches from there on; see ``pipeline.train_batches``."""
-        read = partial(pipeline.train_batches, source, batch_size, seed, load=load)
+        read = partial(pipeline.train_batches, source, batch_size, seed, load=load, size_at=size_at)
         return partial(read, threads=self.threads, workers=self.workers)
 
 

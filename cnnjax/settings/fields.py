@@ -73,9 +73,10 @@ def _wrong(config: Any, prefix: str = "--") -> Iterator[str]:
                 if dataclasses.is_dataclass(part):
                     yield from _wrong(part, f"{flag}.{place}.")
         for note in _notes(annotated):
-            if isinstance(note, Range) and isinstance(value, int | float) and not note.holds(value):
-                most = f", at most {note.high}" if value > note.high and str(note.high) not in note.text else ""
-                yield f"{flag} must be {note.text}{most}, got {value}"
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(note, Range) and isinstance(number, int | float) and not note.holds(number):
+                    most = f", at most {note.high}" if number > note.high and str(note.high) not in note.text else ""
+                    yield f"{flag} must be {note.text}{most}, got {number}"
 
 
 def check(config: Any) -> None:

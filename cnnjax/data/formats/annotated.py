@@ -46,7 +46,7 @@ class Fault(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """One object of an image: xyxy in pixels, and perhaps its outline; a ``fault`` (kind, what) makes it unusable."""
+    """One object of an image: xyxy in pixels, perhaps its outline and area; a ``fault`` (kind, what) rules it out."""
 
     name: str
     label: str
@@ -55,6 +55,7 @@ class Labelled(NamedTuple):
     crowd: bool = False
     fault: tuple[str, str] | None = None
     shape: Shape | None = None
+    area: float | None = None  # of the object, in pixels; None: the box's
 
 
 class AnnotatedImage(NamedTuple):

@@ -1,6 +1,7 @@
 """COCO: one JSON file for all images of a split."""
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -91,4 +92,7 @@ def _object(each: Mapping[str, Any], names: Mapping[int | str, str]) -> Labelled
     box = annotated.from_xywh(each.get("bbox"))
     if box is None:
         return Labelled(name, label, fault=("unreadable", f"no bbox of four numbers, but {str(each.get('bbox'))[:80]}"))
-    return Labelled(name, label, box, crowd=bool(each.get("iscrowd")), shape=masks.from_coco(each.get("segmentation")))
+    area = annotated.numbers([each.get("area")])
+    known = area[0] if area and isfinite(area[0]) and area[0] > 0 else None
+    shape = masks.from_coco(each.get("segmentation"))
+    return Labelled(name, label, box, crowd=bool(each.get("iscrowd")), shape=shape, area=known)

@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,27 @@ class Tfds:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._record(index)
+        return {"image": self._image(record, index), "label": np.int32(record["label"])}
+
+    def image(self, index: int) -> np.ndarray:
+        """Image of an example, uint8 [h, w, channels]."""
+        return self._image(self._record(index), index)
+
+    def _record(self, index: int) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} examples, no example {index}")
-        record = self._fetch(lambda: self.records[index])
-        image = decode(record["image"], self.channels, f"{self.name}, example {index}")
-        return {"image": image, "label": np.int32(record["label"])}
+        return self._fetch(lambda: self.records[index])
+
+    def _image(self, record: Any, index: int) -> np.ndarray:
+        return decode(record["image"], self.channels, f"{self.name}, example {index}")
+
+    def parts(self, size: int = 256) -> Iterator[tuple[int, Any]]:
+        """Index and record of every example, images still encoded; read ``size`` at a time."""
+        for start in range(0, len(self), size):
+            indices = range(start, min(start + size, len(self)))
+            read = partial(self.records.__getitems__, indices)
+            yield from zip(indices, self._fetch(read), strict=True)
 
     def fetched(self) -> "Tfds":
         """A copy with all records in memory, still encoded: read in one go, five times faster than singly."""
@@ -80,26 +97,42 @@ def tfds_split(name: str, split: str, directory: Path) -> Tfds:
     """
     import tensorflow_datasets as tfds
 
-    builder = _builder(name, directory)
-    features = builder.info.features
-    kinds = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    kinds = features(name, directory)
     image, label = kinds.get("image"), kinds.get("label")
-    if not (
-        isinstance(image, tfds.features.Image)
-        and isinstance(label, tfds.features.ClassLabel)
-        and image.np_dtype == np.uint8
-        and image.shape[-1] in MODES
-    ):
+    if image is None or not (is_image(image) and isinstance(label, tfds.features.ClassLabel)):
         raise UserError(
-            f"{name} has no uint8 image with 1 or 3 channels and class label: it has {' '.join(repr(features).split())}"
+            f"{name} has no uint8 image with 1 or 3 channels and class label: it has {' '.join(repr(kinds).split())}"
         )
+    return opened(name, split, directory, tuple(label.names), image.shape[-1])
+
+
+def features(name: str, directory: Path) -> dict[str, Any]:
+    """Features of a data set by name; errors as in `tfds_split`."""
+    import tensorflow_datasets as tfds
+
+    found = _builder(name, directory).info.features
+    return dict(found.items()) if isinstance(found, tfds.features.FeaturesDict) else {"": found}
+
+
+def is_image(feature: Any) -> bool:
+    """True for a feature that is an image as they are taken here."""
+    import tensorflow_datasets as tfds
+
+    return isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8 and feature.shape[-1] in MODES
+
+
+def opened(name: str, split: str, directory: Path, classes: tuple[str, ...], channels: int) -> Tfds:
+    """One split, whose features are known; errors as in `tfds_split`."""
+    import tensorflow_datasets as tfds
+
+    builder = _builder(name, directory)
     try:
         if builder.info.splits[split].num_examples <= 0:  # train[5:2] has −3
             raise UserError(f"{name}, split {split!r}: no examples in it")
         records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except (ValueError, KeyError) as error:
         raise UserError(f"{name}, split {split!r}: {' '.join(str(error).split())}") from error
-    return Tfds(records, tuple(label.names), image.shape[-1], f"{name} {split}")
+    return Tfds(records, classes, channels, f"{name} {split}")
 
 
 def _builder(name: str, directory: Path) -> Any:

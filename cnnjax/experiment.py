@@ -1,7 +1,7 @@
 """Opening and closing of a run: mesh, data, folder, evaluation, summary, network, figures, tables."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -77,14 +77,14 @@ def load(
     transform: Transform | None,
     *,
     smoke: bool = False,
-    keep_train: bool = False,
+    keep: Collection[str] = (),
 ) -> Splits:
     """Splits ready for training and evaluation: checked, transformed, and in memory where they fit.
 
     Args:
       transform: brings every image to one shape; None: they have one.
       smoke: take a few examples of each split.
-      keep_train: leave the training split as it is, because its images are cropped at random each time.
+      keep: splits to leave as they are, because their images are cropped at random each time, or prepared later.
 
     Raises:
       UserError: images that cannot be used (unless they are skipped), or differ in shape.
@@ -94,7 +94,7 @@ def load(
         parts = {part: _few(source) for part, source in parts.items()}
     parts = screening.screened(parts, checks(), skip=reading.skip_corrupt)
     for part, source in parts.items():
-        if not (keep_train and part == "train"):
+        if part not in keep:
             source = source if transform is None else sources.Mapped(source, transform)
             parts[part] = sources.in_memory_if_small(source, reading.in_memory_bytes)
     return replace(splits, **parts)

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from cnnjax import atomic, models, sharding, train, weights
 from cnnjax.data import fingerprint, pipeline, transforms
+from cnnjax.data.preparation import Resample
 from cnnjax.data.sources import Arrays, Mapped, Source, in_memory_if_small
 from cnnjax.data.transforms import Transform
 from cnnjax.tasks import Prepare
@@ -42,7 +43,7 @@ class Framing(Protocol):
     def resize(self) -> int: ...
 
     @property
-    def resample(self) -> Literal["bilinear", "bicubic"]: ...
+    def resample(self) -> Resample: ...
 
 
 Preprocess = Literal["unit", "tf", "torch", "caffe"]

@@ -16,6 +16,7 @@ import numpy as np
 from cnnjax import atomic, models, pretrained, tasks, weights
 from cnnjax.data import preparation, transforms
 from cnnjax.data.formats.images import decode
+from cnnjax.models.detection import darknet
 from cnnjax.tasks import transfer
 from cnnjax.types import Array, PyTree, Task, UserError
 from cnnjax.weights.hub.labels import imagenet_classes
@@ -140,6 +141,42 @@ def of_published(network: pretrained.Network, fit: pretrained.Resize) -> Served:
 def published_card(entry: pretrained.Entry, fit: pretrained.Resize) -> Card:
     """Card of a published network with its own head."""
     return card(entry, "classify", fit, [f"{wnid} {name}" for wnid, name in imagenet_classes()])
+
+
+def darknet_card(cfg: Path, names: Path) -> Card:
+    """Card of the network of a Darknet ``.cfg`` file; ``names`` has the name of a class in each line.
+
+    Raises:
+      UserError: a file cannot be read, its network does not take squares, or the numbers of classes differ.
+    """
+    model = darknet.read(cfg)
+    height, width, channels = model.image_shape
+    if height != width or channels not in (1, 3):
+        raise UserError(f"{cfg}: images are squares with 1 or 3 channels here, not {height} × {width} × {channels}")
+    try:
+        classes = [line.strip() for line in names.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{names} has no names of classes, one in a line: {error}") from error
+    if len(classes) != model.num_classes:
+        raise UserError(f"{names} has {len(classes)} names, but the network of {cfg} has {model.num_classes} classes")
+    return Card(
+        task="detect" if model.grids else "classify",
+        model=cfg.stem,
+        fields={},
+        head={},
+        classes=tuple(classes),
+        preprocess="unit",
+        image_size=height,
+        channels=channels,
+        fit="squeeze",
+        resize=height,
+        resample="linear",
+    )
+
+
+def of_darknet(cfg: Path, file: Path, names: Path) -> Served:
+    """Network of Darknet's files, see ``darknet_card``; UserError where they do not fit."""
+    return Served(darknet_card(cfg, names), *darknet.load(cfg, file))
 
 
 def card(

@@ -79,7 +79,8 @@ class Task:
       eval_fn: (variables, batch with uint8 images and ``example_mask``) → (sums, rows).
       figures: (sums, rows) → flat figures; in training, without rows, the figures that need them are left out.
       predict: (variables, uint8 images [n, h, w, c]) → dict of arrays [n, …].
-      describe: (prediction of one image, greatest number of classes or objects to name) → its description for JSON.
+      describe: (prediction of one image, number of classes or objects to name at most, None: as many as is usual) → its
+        description for JSON.
       draw: (example, prediction of it) → picture; the truth is drawn where the example has it.
       best: the figure by which validation ranks checkpoints, the higher the better: negate an error.
     """
@@ -88,7 +89,7 @@ class Task:
     eval_fn: Callable[[PyTree, Batch], tuple[Sums, Rows]]
     figures: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[str, float]]
     predict: Callable[[PyTree, Array], dict[str, Array]]
-    describe: Callable[[Prediction, int], dict[str, Any]]
+    describe: Callable[[Prediction, int | None], dict[str, Any]]
     draw: Callable[[Example, Prediction], Picture]
     best: str
 

@@ -93,7 +93,7 @@ def load_data(config: Config, network: pretrained.Network) -> catalog.Splits:
     fractions = catalog.Fractions(config.reading.test_fraction, config.reading.valid_fraction, usual=0.1)
     splits = catalog.load(config.dataset, config.reading.data_dir, fractions=fractions)
     transform = pretrained.host_transform(network.entry, config.resize)
-    options = {"smoke": config.output.smoke, "keep_train": config.random_crop < 1}
+    options = {"smoke": config.output.smoke, "keep": ("train",) if config.random_crop < 1 else ()}
     return experiment.load(splits, config.reading, transform, **options)
 
 

@@ -4,6 +4,7 @@
     python experiments/predict.py photo.jpg folder 'photos/*.png' --weights xception.keras --top 3
     python experiments/predict.py --weights resnet50.keras --file resnet50_weights_tf_dim_ordering_tf_kernels.h5
     python experiments/predict.py photo.jpg --run runs/flowers         # the network that a run has trained
+    python experiments/predict.py dog.jpg --darknet yolov3.cfg yolov3.weights --names coco.names
     python experiments/predict.py --smoke                              # random weights, nothing is downloaded
 
 It writes predictions.json, predictions.png and summary.json into the run folder. With ``--weights
@@ -36,8 +37,8 @@ class Config:
 
     images: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files, folders (with their sub-folders) and patterns such as 'photos/*.jpg'; none: scikit-learn's two photos."""
-    top: settings.PositiveInt = 5
-    """Classes to name for each image."""
+    top: settings.PositiveInt | None = None
+    """Classes or objects to name for each image; None: 5 classes, all objects."""
     batch_size: settings.PositiveInt = 32
     """Images per batch, over all devices."""
 
@@ -90,7 +91,7 @@ def predict_all(served: serving.Served, source: sources.Lenient, batch_size: int
     return experiment.rows(compute, served.variables, source, batch_size)
 
 
-def described(served: serving.Served, path: Path, prediction: Prediction, top: int) -> dict[str, Any]:
+def described(served: serving.Served, path: Path, prediction: Prediction, top: int | None) -> dict[str, Any]:
     """Entry of an image in predictions.json; boxes are in pixels of the upright image."""
     if "boxes" in prediction:
         width, height = images.header_size(path)
@@ -111,7 +112,7 @@ def main(config: Config) -> dict[str, Any]:
     config = resolve(config)
     paths = find_images(config.images)
     classes = len(config.network.card(random=config.output.smoke).classes)
-    if config.top > classes and not config.network.run:  # a run's classes may be few
+    if config.network.of_publisher and (config.top or 0) > classes:  # other networks' classes may be few
         raise UserError(f"--top must be at most {classes}, the classes of {config.network.title}; got {config.top}")
     served = config.network.load(random=config.output.smoke)
     source = open_images(paths, served.card)

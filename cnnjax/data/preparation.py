@@ -221,7 +221,7 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
 # ---- geometry ----
 
 Fit = Literal["crop", "squeeze", "square", "center"]
-Resample = Literal["bilinear", "bicubic"]
+Resample = Literal["bilinear", "bicubic", "linear"]
 MOST_RATIO = 64  # of the sides of what is resized with crop and center
 Window = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
@@ -272,9 +272,14 @@ def geometry(fit: Fit, size: int, resize: int, resample: Resample, height: int, 
 
 
 def moved(image: np.ndarray, geometry: Geometry, fill: int = 128) -> np.ndarray:
-    """Image uint8 [h, w, 1 | 3] → the output, resampled by PIL; ``fill`` is the value of pixels from outside."""
+    """Image uint8 [h, w, 1 | 3] → the output; ``fill`` is the value of pixels from outside.
+
+    PIL resamples, but "linear", which is between the nearest four pixels however small the output is, as OpenCV does.
+    """
     (height, width), (rows, columns), (top, left) = geometry.size, geometry.shape, geometry.corner
-    if geometry.window is not None or image.shape[:2] != geometry.size:
+    if geometry.resample == "linear":
+        image = _between_four(image, geometry)
+    elif geometry.window is not None or image.shape[:2] != geometry.size:
         pil = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         pil = pil.resize((width, height), Image.Resampling[geometry.resample.upper()], geometry.window)
         image = np.asarray(pil).reshape(height, width, image.shape[-1])
@@ -285,6 +290,19 @@ def moved(image: np.ndarray, geometry: Geometry, fill: int = 128) -> np.ndarray:
         padded[top : top + image.shape[0], left : left + image.shape[1]] = image
         image = padded
     return image[:, ::-1] if geometry.flip else image
+
+
+def _between_four(image: np.ndarray, geometry: Geometry) -> np.ndarray:
+    (height, width), (rows, columns) = geometry.size, image.shape[:2]
+    left, top, right, bottom = geometry.window or (0, 0, columns, rows)
+    for axis, first, last, count in ((0, top, bottom, height), (1, left, right, width)):
+        most = image.shape[axis] - 1
+        place = (first + (np.arange(count) + 0.5) * (last - first) / count - 0.5).clip(0, most)
+        low = np.minimum(place.astype(int), max(most - 1, 0))
+        share = (place - low).astype(np.float32).reshape(-1, *[1] * (2 - axis))
+        near, far = np.take(image, low, axis), np.take(image, np.minimum(low + 1, most), axis)
+        image = near + (np.float32(far) - near) * share
+    return np.rint(image).astype(np.uint8)
 
 
 # ---- files and arrays for a network ----

@@ -78,7 +78,29 @@ def voc_ap(
     Raises:
       UserError: as `coco_map`.
     """
-    figures = {}
+    return {
+        label: _voc_mean(recall, precision, points)
+        for label, (recall, precision, _) in voc_curves(truths, predictions, iou_threshold).items()
+    }
+
+
+class Curve(NamedTuple):
+    """Precision and recall of a class with the detections down to each one, by falling score: each [d]."""
+
+    recall: np.ndarray
+    precision: np.ndarray
+    scores: np.ndarray
+
+
+def voc_curves(
+    truths: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]], iou_threshold: float = 0.5
+) -> dict[int, Curve]:
+    """Precision–recall curve of each class that has objects, matched as Pascal VOC's development kit does.
+
+    Raises:
+      UserError: as `coco_map`.
+    """
+    curves = {}
     for label, images in _by_class(truths, predictions):
         matches = [_voc_match(*image, iou_threshold) for image in images]
         right, ignored, scores = (np.concatenate(each) for each in zip(*matches, strict=True))
@@ -87,9 +109,8 @@ def voc_ap(
             continue
         order = np.argsort(-scores, kind="stable")
         right, wrong = right[order].cumsum(), (~right & ~ignored)[order].cumsum()
-        recall, precision = right / count, right / np.maximum(right + wrong, 1)
-        figures[label] = _voc_mean(recall, precision, points)
-    return figures
+        curves[label] = Curve(right / count, right / np.maximum(right + wrong, 1), scores[order])
+    return curves
 
 
 def _voc_mean(recall: np.ndarray, precision: np.ndarray, points: int | None) -> float:

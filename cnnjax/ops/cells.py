@@ -74,8 +74,8 @@ def candidates(maps: Sequence[Array], grids: Sequence[Grid], image_shape: tuple[
         score = jax.nn.sigmoid(cells.objectness)[..., None] * of_class
         box = decode(cells.codes, jnp.array(grid.anchors), grid.scale, image_shape)
         count = math.prod(box.shape[1:4])
-        boxes.append(box.reshape(len(raw), count, 4))
-        scores.append(score.reshape(len(raw), count, grid.classes))
+        boxes.append(box.reshape(raw.shape[0], count, 4))
+        scores.append(score.reshape(raw.shape[0], count, grid.classes))
     return jnp.concatenate(boxes, axis=1), jnp.concatenate(scores, axis=1)
 
 

@@ -11,11 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cnnjax import atomic
-from cnnjax.plot.charts import bars, bubbles, confusion, curves, lines, reliability
+from cnnjax.plot.charts import anchors, bars, bubbles, confusion, curves, lines, reliability
 from cnnjax.plot.images import feature_maps, filters, image_grid, mistakes, pictures
 
 __all__ = [
     "Figure",
+    "anchors",
     "bars",
     "bubbles",
     "confusion",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from cnnjax.plot.figure import blank, legend, literal, one_line, printable
@@ -172,6 +173,27 @@ def lines(
     axis.grid(alpha=0.3)
     if len(series) <= _MOST_CLASSES_WITH_COUNTS:
         legend(axis, handles, fontsize=7)
+    return figure
+
+
+def anchors(sizes: Array, chosen: Array, suptitle: str = "") -> Figure:
+    """Sizes of boxes as points, and anchors as rectangles on one center.
+
+    Args:
+        sizes: width and height of each box in pixels, [n, 2].
+        chosen: those of the anchors, [k, 2].
+        suptitle: title of the figure.
+    """
+    figure = blank(7, 3.5, suptitle)
+    left, right = figure.subplots(1, 2)
+    left.scatter(*np.asarray(sizes).T, s=4, alpha=0.3, label="boxes")
+    left.scatter(*np.asarray(chosen).T, s=40, marker="x", label="anchors")
+    _label(left, "width, pixels", "height, pixels")
+    left.legend(fontsize=8)
+    for i, (width, height) in enumerate(np.asarray(chosen)):
+        right.add_patch(Rectangle((-width / 2, -height / 2), width, height, fill=False, edgecolor=f"C{i % 10}"))
+    reach = 0.55 * float(np.max(chosen))
+    right.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     return figure
 
 

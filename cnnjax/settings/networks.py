@@ -73,15 +73,27 @@ class Network:
     file: Annotated[Path | None, MAY_DIFFER] = None
     """File with these weights; None: the cache, else they are downloaded."""
     run: Path | None = None
-    """Folder of a run of flowers.py, localize.py or classify.py; its network is used in place of --weights."""
+    """Folder of a run of flowers.py, localize.py, detect.py or classify.py; its network is used in place of
+    --weights."""
+    darknet: tuple[Path, Path] | None = None
+    """Darknet's .cfg and .weights files of a network to use in place of --weights, with --names."""
+    names: Path | None = None
+    """File with the names of the classes of --darknet, one in a line, such as coco.names."""
     resize: pretrained.Resize | None = None
     """crop: as the publisher, shorter side to a size, then the center; squeeze: all of the image, its proportions
     lost, as in the chapter; square: the largest central square. None: crop; with --run as in training."""
 
     @property
     def title(self) -> str:
-        """Name of the run, or tag of the weights."""
+        """Name of the run or of the cfg file, or tag of the weights."""
+        if self.darknet:
+            return self.darknet[0].stem
         return self.run.resolve().name if self.run else self.weights
+
+    @property
+    def of_publisher(self) -> bool:
+        """True for a published network with the publisher's classes."""
+        return not (self.run or self.darknet)
 
     def card(self, *, random: bool = False) -> serving.Card:
         """Card of the network, which is not loaded yet.
@@ -94,6 +106,12 @@ class Network:
         """
         if self.run and (random or self.file or self.resize):
             raise UserError("--run has a network and its way of resizing: leave out --file, --resize and --smoke")
+        if self.darknet and (random or self.run or self.file or self.resize):
+            raise UserError("--darknet has a network that squeezes: leave out --run, --file, --resize and --smoke")
+        if (self.names is None) != (self.darknet is None):
+            raise UserError("--darknet CFG WEIGHTS and --names FILE, the names of its classes, are given together")
+        if self.darknet and self.names:
+            return serving.darknet_card(self.darknet[0], self.names)
         if self.run:
             return serving.load_card(self.run)
         return serving.published_card(pretrained.published(self.weights), self.resize or "crop")
@@ -110,5 +128,7 @@ class Network:
         self.card(random=random)
         if self.run:
             return serving.load(self.run)
+        if self.darknet and self.names:
+            return serving.of_darknet(*self.darknet, self.names)
         network = pretrained.network(self.weights, self.file, random=random)
         return serving.of_published(network, self.resize or "crop")

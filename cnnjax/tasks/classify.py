@@ -19,6 +19,8 @@ from cnnjax.types import Array, Batch, Example, Key, Picture, Prediction, PyTree
 ExampleLoss = Callable[[Array, Array], Array]
 """(logits [n, classes], labels [n] or distributions [n, classes]) → losses [n]."""
 
+USUAL = 5  # classes that are named of an image
+
 
 def unit(images: Array) -> Array:
     """uint8 → float32 in 0 … 1."""
@@ -92,7 +94,7 @@ def task(
         eval_fn=_eval_fn(model, prepare, eval_loss),
         figures=figures,
         predict=predict,
-        describe=lambda prediction, most: {"predictions": top(prediction["probabilities"], classes, most)},
+        describe=lambda prediction, most: {"predictions": top(prediction["probabilities"], classes, most or USUAL)},
         draw=lambda example, prediction: draw(example, prediction, classes),
         best="accuracy",
     )

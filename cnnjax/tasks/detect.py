@@ -9,7 +9,7 @@ scores [n, k, classes], and ``head``, a key of ``LOSSES``.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as linen
 import jax
@@ -155,8 +155,38 @@ def precision(truths: Objects, predictions: Objects, classes: Sequence[str]) -> 
     return {"map50": mean, "ap": coco.get("ap", 0.0), **{f"ap50/{classes[k]}": x for k, x in by_class.items()}}
 
 
-def describe(prediction: Prediction, classes: Sequence[str], most: int) -> dict[str, Any]:
-    """The ``most`` likeliest objects: name, score, and the box, xyxy in the pixels of the prediction."""
+class Mistake(NamedTuple):
+    """Object that is not found ("miss"), or detection without an object ("false alarm"), of image number ``image``."""
+
+    kind: str
+    image: int
+    box: np.ndarray
+    name: str
+    weight: float
+
+    def picture(self, image: np.ndarray) -> Picture:
+        """Image with the box."""
+        return Picture(image, self.name, self.box[None], ("",), (3 if self.kind == "miss" else 1,))
+
+
+def mistakes(truths: Objects, predictions: Objects, classes: Sequence[str]) -> list[Mistake]:
+    """Mistakes with scores from ``SHOWN_SCORE`` at an IoU of 0.5: the largest misses, the surest false alarms first."""
+    found = []
+    for i, (truth, each) in enumerate(zip(truths, predictions, strict=True)):
+        shown = each["scores"] >= SHOWN_SCORE
+        boxes, labels, scores = each["boxes"][shown], each["labels"][shown], each["scores"][shown]
+        hit = (np.asarray(ops.iou(boxes, truth["boxes"])) >= 0.5) & (labels[:, None] == truth["labels"])
+        for k in np.flatnonzero(~hit.any(0) & ~truth["difficult"]):
+            box = truth["boxes"][k]
+            found.append(Mistake("miss", i, box, classes[truth["labels"][k]], float((box[2:] - box[:2]).prod())))
+        for k in np.flatnonzero(~hit.any(1)):
+            name = f"{classes[labels[k]]} {scores[k]:.0%}"
+            found.append(Mistake("false alarm", i, boxes[k], name, float(scores[k])))
+    return sorted(found, key=lambda each: -each.weight)
+
+
+def describe(prediction: Prediction, classes: Sequence[str], most: int | None) -> dict[str, Any]:
+    """Objects, the likeliest first, ``most`` or all: name, score, and box, xyxy in the pixels of the prediction."""
     shown = np.flatnonzero(np.asarray(prediction["valid"]) & (np.asarray(prediction["scores"]) >= SHOWN_SCORE))
     return {
         "predictions": [

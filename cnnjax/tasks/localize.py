@@ -17,7 +17,7 @@ import optax
 from cnnjax import nn
 from cnnjax.ops import boxes as ops
 from cnnjax.tasks import Prepare
-from cnnjax.tasks.classify import cross_entropy, top
+from cnnjax.tasks.classify import USUAL, cross_entropy, top
 from cnnjax.types import Array, Batch, Example, Key, Picture, Prediction, PyTree, Rows, Sums, Task
 
 OBJECTS = 1  # boxes in each image
@@ -194,10 +194,10 @@ def figures(sums: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str,
     return {**found, **{f"iou/{name}": float(iou / n) for name, iou, n in by_class if n}}
 
 
-def describe(prediction: Prediction, classes: Sequence[str], most: int) -> dict[str, Any]:
+def describe(prediction: Prediction, classes: Sequence[str], most: int | None) -> dict[str, Any]:
     """Likeliest classes, and the box, xyxy in the pixels of the prediction."""
     box = [round(float(x), 1) for x in np.reshape(prediction["boxes"], 4)]
-    return {"predictions": top(prediction["probabilities"], classes, most), "box": box}
+    return {"predictions": top(prediction["probabilities"], classes, most or USUAL), "box": box}
 
 
 def draw(example: Example, prediction: Prediction, classes: Sequence[str]) -> Picture:

@@ -15,19 +15,20 @@ Darknet's weights, so that ``weights.load("yolov3.weights", model)`` fills them.
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
 from cnnjax import nn
 from cnnjax.models import darknet
 from cnnjax.models.darknet import conv_norm
 from cnnjax.ops import cells, resize
-from cnnjax.types import Array
+from cnnjax.types import Array, Key
 
 Anchors = tuple[tuple[float, float], ...]  # (width, height) in pixels
 
@@ -35,6 +36,9 @@ Anchors = tuple[tuple[float, float], ...]  # (width, height) in pixels
 VOC_ANCHORS = ((1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053), (11.2364, 10.0071))
 COCO_ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
 TINY_ANCHORS = ((10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319))
+
+
+PRIOR = 0.01  # objectness to start from
 
 
 class Detector(linen.Module):
@@ -51,6 +55,19 @@ class Detector(linen.Module):
     def decode(self, maps: Sequence[Array], image_shape: tuple[int, int]) -> tuple[Array, Array]:
         """Boxes ``[n, k, 4]`` in pixels and scores ``[n, k, classes]`` of raw maps; see ``cells.candidates``."""
         return cells.candidates(maps, self.grids, image_shape)
+
+
+def rare(grid: cells.Grid) -> Initializer:
+    """Bias of a grid's map that starts with an objectness of 0.01, as most cells have no object.
+
+    Source: Lin et al. 2017 (RetinaNet), sec. 3.3; the authors of YOLO start from 0.5.
+    """
+
+    def init(key: Key, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
+        bias = jnp.zeros((len(grid.anchors), 5 + grid.classes), dtype).at[:, 4].set(math.log(PRIOR / (1 - PRIOR)))
+        return bias.reshape(shape)
+
+    return init
 
 
 class YOLOv2(Detector):
@@ -87,7 +104,7 @@ class YOLOv2(Detector):
         fine = layer(64, 1, name="passthrough")(endpoints["stage5"], train)
         x = jnp.concatenate([resize.reorg(fine, 2), x], axis=-1)
         x = endpoints["deep"] = layer(1024, 3, padding=1, name="deep3")(x, train)
-        raw = nn.Conv(self.grids[0].channels, 1, dtype=self.dtype, name="detect")(x)
+        raw = nn.Conv(self.grids[0].channels, 1, bias_init=rare(self.grids[0]), dtype=self.dtype, name="detect")(x)
         return (raw.astype(jnp.float32),), endpoints
 
 
@@ -97,11 +114,12 @@ class Neck(linen.Module):
 
     features: int
     depth: int
+    momentum: float
     dtype: Dtype | None
 
     @linen.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        layer = functools.partial(conv_norm, dtype=self.dtype)
+        layer = functools.partial(conv_norm, momentum=self.momentum, dtype=self.dtype)
         for i in range(self.depth):
             x = layer(2 * self.features, 3, padding=1, name=f"expand{i}")(x, train) if i else x
             x = layer(self.features, 1, name=f"reduce{i + 1}")(x, train)
@@ -123,6 +141,7 @@ class YOLO(Detector):
       grid_strides: strides of the grids, coarse to fine.
       features: features of the necks.
       depths: 1×1 convolutions of each neck, with 3×3 ones between them.
+      momentum: momentum of the new layers' BatchNorm.
       dtype: type computed in; None: float32.
     """
 
@@ -132,6 +151,7 @@ class YOLO(Detector):
     grid_strides: tuple[int, ...] = (32, 16, 8)
     features: tuple[int, ...] = (512, 256, 128)
     depths: tuple[int, ...] = (3, 3, 3)
+    momentum: float = darknet.MOMENTUM
     dtype: Dtype | None = None
 
     image_shape: ClassVar[tuple[int, int, int]] = (416, 416, 3)
@@ -147,7 +167,7 @@ class YOLO(Detector):
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
-        layer = functools.partial(conv_norm, dtype=self.dtype)
+        layer = functools.partial(conv_norm, momentum=self.momentum, dtype=self.dtype)
         _, endpoints = self.base(images, train=train)
         deep = nn.pyramid(self.base, endpoints, self.grid_strides)
         maps: list[jax.Array] = []
@@ -158,9 +178,10 @@ class YOLO(Detector):
             if last is not None:
                 up = layer(features, 1, name=f"lateral{stride}")(last, train)
                 x = jnp.concatenate([resize.upsample_nearest(up, x.shape[1] // up.shape[1]), x], axis=-1)
-            last = endpoints[f"neck{stride}"] = Neck(features, depth, self.dtype, name=f"neck{stride}")(x, train)
+            neck = Neck(features, depth, self.momentum, self.dtype, name=f"neck{stride}")
+            last = endpoints[f"neck{stride}"] = neck(x, train)
             x = layer(2 * features, 3, padding=1, name=f"expand{stride}")(last, train)
-            raw = nn.Conv(grid.channels, 1, dtype=self.dtype, name=f"detect{stride}")(x)
+            raw = nn.Conv(grid.channels, 1, bias_init=rare(grid), dtype=self.dtype, name=f"detect{stride}")(x)
             maps.append(raw.astype(jnp.float32))
         return tuple(maps), endpoints
 
@@ -197,15 +218,16 @@ def _yolov3(
     grid_strides: tuple[int, ...] = (32, 16, 8),
     features: tuple[int, ...] = (512, 256, 128),
     depths: tuple[int, ...] = (3, 3, 3),
+    momentum: float = darknet.MOMENTUM,
     remat: bool = False,
     dtype: Dtype | None = None,
 ) -> YOLO:
     base = base or darknet.Darknet53(None, remat, dtype)
-    return YOLO(base, num_classes, anchors, grid_strides, features, depths, dtype)
+    return YOLO(base, num_classes, anchors, grid_strides, features, depths, momentum, dtype)
 
 
 def _tiny(num_classes: int = 80, anchors: Anchors = TINY_ANCHORS, dtype: Dtype | None = None) -> YOLO:
-    return YOLO(TinyBackbone(dtype), num_classes, anchors, (32, 16), (256, 128), (1, 0), dtype)
+    return YOLO(TinyBackbone(dtype), num_classes, anchors, (32, 16), (256, 128), (1, 0), dtype=dtype)
 
 
 VARIANTS = {"yolov2_voc": YOLOv2, "yolov3": _yolov3, "yolov3_tiny": _tiny}

@@ -1,0 +1,249 @@
+"""Object detection: the class of every object in an image, and the box around it, in one look (YOLO).
+
+    python experiments/detect.py --dataset path/to/voc --file mobilenet_v2_features.safetensors   # see docs/results.md
+    python experiments/detect.py --dataset coco/2017 --data-dir PATH --images.scales 320 608      # multi-scale
+    python experiments/detect.py --dataset path/to/voc --smoke          # random weights, nothing is downloaded
+
+Reads Pascal VOC, COCO, VIA and YOLO files, and tfds' voc and coco (docs/data.md). YOLOv3's grids lie over any published
+classifier; their anchors are the k-means of the training boxes. First the new layers train over a frozen base, then all
+of the network; the weights with the best mAP on the validation split are kept. The test split is evaluated once, at the
+end, in the pixels of the files: summary.json has ``test/map50``, COCO's figures and the AP of each class.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from cnnjax import cli, experiment, fit, models, optim, plot, report, serving, settings, train
+from cnnjax.data import catalog, pipeline, sources, splits, targets, transforms
+from cnnjax.data.sources import Source
+from cnnjax.losses.yolo import BoxLoss
+from cnnjax.metrics import detection
+from cnnjax.models.detection import yolo
+from cnnjax.ops import anchors
+from cnnjax.tasks import detect, transfer
+from cnnjax.types import PyTree, Task, UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Data, base, grids and training."""
+
+    dataset: Annotated[str, settings.LOCATES] = "voc/2007"
+    """Annotations of Pascal VOC, COCO, VIA or YOLO, a folder or a file; or a tfds data set with boxes."""
+    split: str | None = None
+    """The only one of its splits, lists or files to take, which is then cut."""
+    size: settings.Pixels = 416
+    """Height and width of the images that the network sees, a multiple of 32; they are squeezed to it."""
+
+    grid_strides: tuple[settings.PositiveInt, ...] = (32, 16, 8)
+    """Strides of the grids in pixels, coarse to fine, among those of the base's feature maps."""
+    grid_features: tuple[settings.PositiveInt, ...] = (192, 128, 96)
+    """Features of each grid's neck."""
+    grid_depths: tuple[settings.NonNegativeInt, ...] = (1, 1, 1)
+    """1×1 convolutions of each neck, with 3×3 ones between them; YOLOv3 has 3 and features 512 256 128."""
+    anchors: settings.PositiveInt = 3
+    """Anchors of each grid."""
+    box_loss: BoxLoss = "ciou"
+    """codes: of offsets and log sizes, YOLOv3's; ciou: 1 − complete IoU, YOLOv4's."""
+    box_weight: settings.Positive = 2.0
+    """Weight of the box loss; those of objectness and class are 1."""
+    ignore_threshold: settings.Fraction = 0.7
+    """IoU with an object from which a prediction is not blamed for its objectness."""
+    phases: tuple[settings.Phase, ...] = (
+        settings.Phase("frozen", 3, train_from="head", schedule="cosine"),
+        settings.Phase("fine-tune", 40, base_factor=0.5, schedule="cosine"),
+    )
+    """Phases of training."""
+    batch_size: settings.PositiveInt = 8
+    """Images per step, over all devices."""
+    weight_decay: settings.NonNegative = 0.01
+    """Weight decay of kernels, by AdamW."""
+    clip_norm: settings.Positive = 20.0
+    """Global L2 norm that gradients are clipped to."""
+
+    base: tyro.conf.OmitArgPrefixes[settings.Base] = settings.Base("mobilenet_v2.torchvision")
+    images: tyro.conf.OmitArgPrefixes[settings.DetectionImages] = settings.DetectionImages()
+    reading: tyro.conf.OmitArgPrefixes[settings.Reading] = settings.Reading()
+    loop: tyro.conf.OmitArgPrefixes[settings.Loop] = settings.Loop(keep="best")
+    output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
+
+
+SMOKE_SIZE = 96
+
+
+def resolve(config: Config) -> Config:
+    """Checks the settings at once, and makes ``--smoke`` small."""
+    config = experiment.resolve(config, f"detect-{config.dataset.rstrip('/').rsplit('/', 1)[-1]}")
+    config = replace(config, phases=transfer.with_learning_rates(settings.used(config.phases), 1e-3, 1e-3))
+    lengths = {len(config.grid_strides), len(config.grid_features), len(config.grid_depths)}
+    if len(lengths) > 1 or not all(lengths):
+        raise UserError("--grid-strides, --grid-features and --grid-depths want a number for each grid")
+    if config.size % max(config.grid_strides):
+        raise UserError(f"--size {config.size} must be a multiple of the coarsest stride, {max(config.grid_strides)}")
+    if not config.output.smoke:
+        return config
+    return replace(
+        experiment.smoke(config, batch_size=8), size=SMOKE_SIZE, grid_features=(16,) * len(config.grid_strides)
+    )
+
+
+class Experiment(NamedTuple):
+    """Everything that ``build`` derives from a Config."""
+
+    files: splits.Splits
+    splits: splits.Splits
+    card: serving.Card
+    clusters: anchors.Clusters
+    task: Task
+    model: yolo.YOLO
+    plan: train.Plan
+    variables: PyTree
+
+
+def build(config: Config) -> Experiment:
+    """Data, anchors, model, task, plan and initial weights."""
+    network = config.base.network(random=config.output.smoke)
+    files = load_data(config)
+    found = prepared(config, files)
+    classes, per_epoch = files.train.classes, pipeline.steps_per_epoch(len(files.train), config.batch_size)
+    network = config.base.tuned(network, per_epoch)
+    clusters = cluster(config, files.train)
+    fields = {
+        "anchors": tuple(tuple(float(x) for x in pair) for pair in clusters.sizes.round(1)),
+        "grid_strides": config.grid_strides,
+        "features": config.grid_features,
+        "depths": config.grid_depths,
+    }
+    momentum = max(1 - 2 / per_epoch, transfer.LEAST_MOMENTUM)
+    make = {"num_classes": len(classes), "momentum": momentum, **fields}
+    model = models.create("yolov3", base=network.model, **make)
+    variables = transfer.variables(model, network.variables, jax.random.key(config.loop.seed))
+    variables = experiment.initial(config.loop, model, variables, (config.size, config.size, 3))
+    loss = {"box_loss": config.box_loss, "ignore_threshold": config.ignore_threshold}
+    task = detect.task(model, network.prepare, classes, weights={"box": config.box_weight}, **loss)
+    plan = train.Plan(
+        task=task,
+        phases=transfer.phases(config.phases, transfer.stages(network.model), per_epoch),
+        optimizer=optim.adamw(config.weight_decay),
+        steps_per_epoch=per_epoch,
+        seed=config.loop.seed,
+        augment=experiment.augmentation(config.images.op(), network.prepare),
+        clip_norm=config.clip_norm,
+    )
+    card = serving.card(network.entry, "detect", "squeeze", classes)
+    base = (network.entry.model, dict(network.entry.fields))
+    card = replace(card, model="yolov3", fields={"base": base, **fields}, image_size=config.size)
+    return Experiment(files, found, card, clusters, task, model, plan, variables)
+
+
+def load_data(config: Config) -> splits.Splits:
+    """Splits of the images with boxes, as their files have them."""
+    reading = config.reading
+    fractions = splits.Fractions(reading.test_fraction, reading.valid_fraction)
+    found = catalog.load_boxes(config.dataset, reading.data_dir, fractions=fractions, split=config.split)
+    return experiment.load(found, reading, None, smoke=config.output.smoke, keep=tuple(found.given))
+
+
+def prepared(config: Config, files: splits.Splits) -> splits.Splits:
+    """Splits with training images as they are, the others squeezed, and their boxes padded."""
+    parts = {part: each for part, each in files.given.items() if part != "train"}
+    pad, squeeze = targets.padding(parts), transforms.squeeze(config.size)
+    ready = {part: sources.Mapped(each, lambda example: pad(squeeze(example))) for part, each in parts.items()}
+    limit = config.reading.in_memory_bytes
+    return replace(files, **{part: sources.in_memory_if_small(each, limit) for part, each in ready.items()})
+
+
+def cluster(config: Config, source: Source) -> anchors.Clusters:
+    """Sizes of the anchors, in pixels of the squeezed images: k-means of the training boxes."""
+    count = config.anchors * len(config.grid_strides)
+    clusters = anchors.kmeans(box_sizes(config.size, source), count, np.random.default_rng(config.loop.seed))
+    report.say(f"{count} anchors by k-means: average IoU {clusters.average_iou:.3f}")
+    return clusters
+
+
+def box_sizes(size: int, source: Source) -> np.ndarray:
+    """Width and height of every box, [n, 2], in pixels of images squeezed to ``size``."""
+    sizes = [
+        (each["boxes"][:, 2:] - each["boxes"][:, :2]) * size / each["size"][::-1] for each in targets.truths(source)
+    ]
+    return np.concatenate(sizes)
+
+
+def on_files(
+    built: Experiment, source: Source, rows: Mapping[str, np.ndarray]
+) -> tuple[detect.Objects, detect.Objects]:
+    """Truths and predictions of a split in the pixels of its files."""
+    truths, (_, predictions) = targets.truths(source), detect.listed(rows)
+    restore = built.card.transform().restore
+    for truth, each in zip(truths, predictions, strict=True):
+        each["boxes"] = restore(each["boxes"], *truth["size"])
+    return truths, predictions
+
+
+def main(config: Config) -> dict[str, float]:
+    """Trains, evaluates the test split (or valid, if there is none), writes the report; returns the summary."""
+    config = resolve(config)
+    mesh = experiment.mesh(config.batch_size, tune_malloc=config.loop.tune_malloc)
+    built = build(config)
+    train_split, valid, (last, test) = built.splits.train, built.splits.valid, built.splits.last
+    loop = config.loop
+    batches = config.images.batches(config.reading, train_split, config.batch_size, loop.seed, config.size, "squeeze")
+    score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
+    with experiment.opened(config, built.splits) as run:
+        experiment.show_plan(built.plan, built.variables["params"], run)
+        options = loop.fit_settings(config.batch_size)
+        for epoch in fit.epochs(built.plan, built.variables, batches, mesh, run, options):
+            scores = score(epoch.variables, valid, "valid").figures
+            epoch.report(scores, best=f"valid/{built.task.best}")
+        variables, scores = experiment.kept(loop.keep, built.plan, built.variables, mesh, run, epoch)
+        rows = score(variables, test, last).rows
+        truths, predictions = on_files(built, built.files.last[1], rows)
+        figures = {**detect.precision(truths, predictions, test.classes), **detection.coco_map(truths, predictions)}
+        summary = {f"{last}/{name}": x for name, x in figures.items()}
+        summary |= {**scores, "anchors/average_iou": built.clusters.average_iou}
+        served = serving.Served(built.card, built.model, variables)
+        experiment.finish(run, summary, served, drawings(config, built, served, rows))
+        by_class = {name: f"{x:.3f}" for name in test.classes if (x := figures.get(f"ap50/{name}")) is not None}
+        facts = {
+            "photos": ", ".join(f"{part} {len(source)}" for part, source in built.splits.given.items()),
+            f"{last} mAP at IoU 0.5": f"{figures['map50']:.3f}",
+            **{f"  {name}": x for name, x in by_class.items()},
+            f"{last} AP, IoU 0.50 … 0.95": f"{figures['ap']:.3f}",
+        }
+        experiment.conclude(run, facts)
+    return summary
+
+
+def drawings(
+    config: Config, built: Experiment, served: serving.Served, rows: Mapping[str, np.ndarray]
+) -> experiment.Drawings:
+    """Figures of the run by file name."""
+    test, classes = built.splits.last[1], built.splits.train.classes
+    truths, predictions = detect.listed(rows)
+
+    def curves() -> plot.Figure:
+        found = detection.voc_curves(truths, predictions)
+        series = {classes[label]: (curve.recall, curve.precision) for label, curve in found.items()}
+        return plot.lines(series, "recall", "precision at IoU 0.5")
+
+    def mistakes(kind: str) -> plot.Figure:
+        worst = [each for each in detect.mistakes(truths, predictions, classes) if each.kind == kind]
+        pictures = [each.picture(test[each.image]["image"]) for each in worst[: experiment.PICTURED]]
+        return plot.pictures(pictures, suptitle=f"{len(worst)} {kind}s")
+
+    return {
+        "boxes.png": lambda: experiment.examples(served, test),
+        "precision_recall.png": curves,
+        "misses.png": lambda: mistakes("miss"),
+        "false_alarms.png": lambda: mistakes("false alarm"),
+        "anchors.png": lambda: plot.anchors(box_sizes(config.size, built.files.train), built.clusters.sizes),
+    }
+
+
+if __name__ == "__main__":
+    cli.main(main, Config)

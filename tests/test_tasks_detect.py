@@ -1,0 +1,230 @@
+"""tasks.detect and experiments/detect.py: figures and mistakes by hand; runs on drawn images, resumed, served, exported."""
+
+import functools
+import json
+from typing import Any
+
+import detect as experiment
+import jax
+import jax.export
+import numpy as np
+import predict
+import pytest
+from PIL import Image
+
+from cnnjax import serving, settings
+from cnnjax.data import pipeline
+from cnnjax.tasks import detect
+from cnnjax.types import UserError
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+BOXES = np.array([[10, 10, 30, 30], [50, 20, 90, 60], [0, 0, 0, 0]], np.float32)
+
+
+def rows(**changes: Any) -> dict[str, np.ndarray]:
+    """Rows of two images, in which every object is found."""
+    found = {
+        "boxes": np.stack([BOXES, BOXES]),
+        "labels": np.array([[0, 1, 0], [1, 1, 0]]),
+        "scores": np.array([[0.9, 0.8, 0], [0.7, 0.6, 0]]),
+        "valid": np.array([[True, True, False]] * 2),
+        "true_boxes": np.stack([BOXES, BOXES]),
+        "true_labels": np.array([[0, 1, 0], [1, 1, 0]]),
+        "true_box_mask": np.array([[True, True, False]] * 2),
+        "true_ignore": np.zeros((2, 3), bool),
+    }
+    return {**found, **changes}
+
+
+def test_figures_by_hand():
+    sums = {"count": np.float64(2)}
+    found = detect.figures(sums, rows(), ("a", "b"))
+    assert found == {name: pytest.approx(1) for name in ("map50", "ap", "ap50/a", "ap50/b")}
+    # One of three objects of b is found as another class, which is a false alarm there, worse than all others.
+    labels = np.array([[0, 1, 0], [1, 0, 0]])
+    found = detect.figures(sums, rows(labels=labels), ("a", "b"))
+    assert found["ap50/a"] == pytest.approx(1)
+    assert found["ap50/b"] == pytest.approx(2 / 3)
+    assert found["map50"] == pytest.approx(5 / 6)
+    assert detect.figures({**sums, "loss": np.float64(6), "box": np.float64(1)}, {}, ("a", "b")) == {
+        "loss": 3,
+        "box": 0.5,
+    }
+
+
+def test_difficult_objects_count_neither_way():
+    ignore = np.array([[False, True, False], [False, False, False]])
+    valid = np.array([[True, False, False], [True, True, False]])
+    found = detect.figures({"count": np.float64(2)}, rows(true_ignore=ignore, valid=valid), ("a", "b"))
+    assert found["map50"] == pytest.approx(1)
+
+
+def test_mistakes_are_misses_and_false_alarms():
+    labels, scores = np.array([[0, 1, 0], [1, 0, 0]]), np.array([[0.9, 0.2, 0], [0.7, 0.6, 0]])
+    truths, predictions = detect.listed(rows(labels=labels, scores=scores))
+    found = detect.mistakes(truths, predictions, ("a", "b"))
+    assert [(each.kind, each.image, each.name) for each in found] == [
+        ("miss", 0, "b"),
+        ("miss", 1, "b"),
+        ("false alarm", 1, "a 60%"),
+    ]
+    picture = found[0].picture(np.zeros((100, 100, 3), np.uint8))
+    np.testing.assert_array_equal(picture.boxes, BOXES[1:2])
+
+
+def test_description_and_picture():
+    prediction = {name: rows()[name][0] for name in ("boxes", "labels", "scores", "valid")}
+    described = detect.describe(prediction, ("a", "b"), None)["predictions"]
+    assert described == [
+        {"name": "a", "score": 0.9, "box": [10, 10, 30, 30]},
+        {"name": "b", "score": 0.8, "box": [50, 20, 90, 60]},
+    ]
+    assert detect.describe(prediction, ("a", "b"), 1)["predictions"] == described[:1]
+    drawn = detect.draw({"image": np.zeros((100, 100, 3), np.uint8), "boxes": BOXES[:1]}, prediction, ("a", "b"))
+    assert drawn.names == ("", "a 90%", "b 80%")
+    assert drawn.boxes.shape == (3, 4)
+
+
+def config_of(folder, rectangles, **values):
+    base = {"dataset": str(rectangles), "run_dir": folder, "smoke": True, "in_memory_bytes": 0}
+    return settings.change(experiment.Config(), **{**base, **values})
+
+
+@pytest.fixture(scope="module")
+def every_step():
+    """Sizes that are drawn anew at each step, as a smoke run has few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "multi_scale", functools.partial(pipeline.multi_scale, every=1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(rectangles, tmp_path_factory, one_device_in_module, every_step):
+    """Folder and summary of a smoke run over two sizes, without interruption."""
+    folder = tmp_path_factory.mktemp("detect") / "run"
+    return folder, experiment.main(config_of(folder, rectangles, **MULTI))
+
+
+MULTI = {
+    "scales": (64, 96),
+    "checkpoint_every": 1,
+    "mosaic": 0.5,
+    "phases": (settings.Phase("all", 2),),
+}
+
+
+def test_a_run_leaves_its_figures_and_pictures(trained):
+    folder, summary = trained
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    named = {
+        "test/map50",
+        "test/ap",
+        "test/ap50/blue",
+        "test/ap50/red",
+        "test/ar100",
+        "anchors/average_iou",
+        "valid/map50",
+    }
+    assert named <= summary.keys()
+    assert summary["anchors/average_iou"] > 0.8
+    pictures = {"boxes.png", "precision_recall.png", "misses.png", "anchors.png", "curves.png", "plan.png"}
+    assert pictures <= {path.name for path in folder.iterdir()}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "box", "objectness", "class"} <= {name.rpartition("/")[2] for line in lines for name in line}
+
+
+def test_a_multi_scale_run_that_is_broken_off_ends_bit_for_bit_the_same(
+    trained, every_step, rectangles, tmp_path, monkeypatch
+):
+    unbroken, summary = trained
+    folder = tmp_path / "broken"
+    read = settings.DetectionImages.batches
+
+    def breaking(self, *args):
+        batches = read(self, *args)
+
+        def from_step(start):
+            for step, batch in enumerate(batches(start), start):
+                if step == 3:
+                    raise RuntimeError("cut")
+                yield batch
+
+        return from_step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(settings.DetectionImages, "batches", breaking)
+        with pytest.raises(RuntimeError, match="cut"):
+            experiment.main(config_of(folder, rectangles, **MULTI))
+    assert experiment.main(config_of(folder, rectangles, **MULTI)) == summary
+    assert (folder / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+
+    def metrics(folder):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{name: x for name, x in line.items() if "per_s" not in name and "time" not in name} for line in lines]
+
+    assert metrics(folder) == metrics(unbroken)
+
+
+def test_the_network_of_a_run_is_served_and_exported_with_suppression_inside(
+    trained, rectangles, tmp_path, monkeypatch
+):
+    folder, _ = trained
+    monkeypatch.setattr(detect, "SHOWN_SCORE", 0.0)
+    served = serving.load(folder)
+    photo = rectangles / "JPEGImages" / "3.png"
+    fields = {"images": (str(photo),), "run": folder, "run_dir": tmp_path / "predict"}
+    predict.main(settings.change(predict.Config(), **fields))
+    (image,) = json.loads((tmp_path / "predict" / "predictions.json").read_text())["images"]
+    pixels = served.card.pixels([photo])
+    found = {name: np.asarray(x[0]) for name, x in served.predict(served.variables, pixels).items()}
+    assert found["boxes"].shape == (100, 4)
+    assert found["valid"].sum() == len(image["predictions"])
+    scale = np.array([80, 60] * 2) / served.card.image_size  # back to the pixels of the file
+    expected = (found["boxes"][found["valid"]] * scale).round(1)
+    np.testing.assert_allclose([each["box"] for each in image["predictions"]], expected, atol=0.11)
+
+    serving.export(served, tmp_path / "program.bin", platforms=("cpu",))
+    program = jax.export.deserialize((tmp_path / "program.bin").read_bytes())
+    for name, x in program.call(np.concatenate([pixels, pixels])).items():
+        np.testing.assert_allclose(x[1], found[name], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"size": 100}, "--size 100 must be a multiple of the coarsest stride, 32"),
+        ({"grid_depths": (1,)}, "want a number for each grid"),
+        ({"scales": (96, 64)}, "--scales 96 64"),
+        ({"grid_strides": (32, 7, 8)}, "has no feature map of stride 7"),
+        ({"anchors": 500}, "1500 anchors from"),
+        ({"dataset": "nowhere/at/all"}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_one_line(rectangles, tmp_path, values, expected):
+    with pytest.raises(UserError) as caught:
+        experiment.main(config_of(tmp_path / "run", values.pop("dataset", rectangles), **values))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_darknet_files_predict_the_known_boxes(shared, tmp_path):
+    folder = shared / "weights" / "yolo_fastest"
+    files = (folder / "yolo-fastest-1.1-xl.cfg", folder / "yolo-fastest-1.1-xl.weights")
+    fields = {"darknet": files, "names": folder / "coco.names", "run_dir": tmp_path / "run"}
+    predict.main(settings.change(predict.Config(), images=(str(folder / "dog.jpg"),), **fields))
+    (image,) = json.loads((tmp_path / "run" / "predictions.json").read_text())["images"]
+    found = image["predictions"]
+    assert [each["name"] for each in found] == ["dog", "bicycle", "car", "truck"]
+    np.testing.assert_allclose([each["score"] for each in found], [0.9584, 0.8939, 0.8410, 0.4371], atol=0.01)
+    boxes = np.array([each["box"] for each in found])
+    expected = [[113.9, 188.5, 272.0, 347.1], [113.0, 126.7, 460.4, 370.7], [449.8, 78.2, 234.8, 84.3]]
+    expected = np.array([*expected, [450.7, 80.3, 225.0, 83.0]])
+    np.testing.assert_allclose(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1), expected, atol=1)
+    with Image.open(tmp_path / "run" / "predictions.png") as picture:
+        assert len(np.unique(np.asarray(picture))) > 100
+    with pytest.raises(UserError, match="--names FILE, the names of its classes, are given together"):
+        predict.main(settings.change(predict.Config(), **{**fields, "names": None}))
+    (tmp_path / "two.names").write_text("a\nb\n")
+    with pytest.raises(UserError, match="has 2 names, but the network of .* has 80 classes"):
+        predict.main(settings.change(predict.Config(), **{**fields, "names": tmp_path / "two.names"}))

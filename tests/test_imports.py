@@ -108,14 +108,14 @@ def test_no_two_files_import_each_other():
 
 def test_models_know_no_file_of_anybody_s():
     """Names of others' weights stand in weights/layouts, and those of their files in weights/hub."""
-    for path in (PACKAGE / "models").glob("*.py"):
+    for path in (PACKAGE / "models").rglob("*.py"):
         words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         assert not {text for text in words if isinstance(text, str) and text.endswith((".h5", ".pth", ".safetensors"))}
         assert "Layout" not in path.read_text(), path
 
 
 def test_models_use_the_convolutions_and_norms_of_nn():
-    for path in (PACKAGE / "models").glob("*.py"):
+    for path in (PACKAGE / "models").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "linen":
                 assert node.attr not in {"Conv", "ConvTranspose", "BatchNorm", "max_pool", "avg_pool"}, path

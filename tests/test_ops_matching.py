@@ -42,7 +42,7 @@ def test_padding_boxes_without_area_and_boxes_elsewhere_match_nothing():
 
 def test_no_index_is_out_of_range():
     match = SSD(DEFAULT, np.zeros((3, 4)), np.zeros(3, bool))
-    assert match.index.tolist() == [0] * 5
+    assert match.truth.tolist() == [0] * 5
     assert not match.positive.any()
 
 

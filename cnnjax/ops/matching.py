@@ -16,9 +16,9 @@ from cnnjax.types import Array
 
 
 class SSDMatch(NamedTuple):
-    """True box of each default box: ``index [k]`` int32 among the truths (0 without one), ``positive [k]`` bool."""
+    """True box of each default box: ``truth [k]`` int32, its number (0 without one), ``positive [k]`` bool."""
 
-    index: jax.Array
+    truth: jax.Array
     positive: jax.Array
 
 
@@ -61,9 +61,9 @@ def match_ssd(default_boxes: Array, boxes: Array, box_mask: Array, threshold: fl
     wanted, truths = overlap.argmax(1), jnp.arange(len(boxes))
     # The maximum makes the last truth win, whatever the order in which a device writes.
     owner = jnp.full(len(default_boxes), -1).at[wanted].max(jnp.where(overlap.max(1) > 0, truths, -1))
-    index = jnp.where(owner >= 0, owner, overlap.argmax(0))
+    truth = jnp.where(owner >= 0, owner, overlap.argmax(0))
     positive = (owner >= 0) | (overlap.max(0) >= threshold)
-    return SSDMatch(jnp.where(positive, index, 0).astype(jnp.int32), positive)
+    return SSDMatch(jnp.where(positive, truth, 0).astype(jnp.int32), positive)
 
 
 def match_yolo(

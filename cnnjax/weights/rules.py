@@ -102,9 +102,9 @@ def _group(found: re.Match[str], asked: re.Match[str]) -> str:
 def target(layout: Layout, kind: str, path: Place) -> str:
     """The publisher's key of our slot; ``kind`` is "keras" or "torch"."""
     name, leaf = translated(layout, "/".join(path[1:-1])), path[-1]
-    if kind == "torch":
-        return f"{name}.{TORCH.get(leaf, leaf)}"
     layer, _, weight = name.partition(":")
+    if kind == "torch":
+        return f"{layer}.{weight or TORCH.get(leaf, leaf)}"
     if weight and leaf == "kernel":
         return f"{layer}/{weight}"
     is_norm = path[-2].startswith("norm")

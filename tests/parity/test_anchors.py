@@ -48,5 +48,5 @@ def test_matching_of_ssd(torchvision):
         padded = np.concatenate([truths, np.zeros((33 - count, 4), np.float32)])
         padded[-1] = truths[0]
         match = jax.jit(matching.match_ssd)(default, padded, np.arange(33) < count)
-        np.testing.assert_array_equal(np.where(match.positive, match.index, -1), want)
+        np.testing.assert_array_equal(np.where(match.positive, match.truth, -1), want)
         assert match.positive.sum() >= count * 0.9

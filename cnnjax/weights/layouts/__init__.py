@@ -23,7 +23,8 @@ class Layout(NamedTuple):
     Attributes:
       keys: (regular expression of a module's path, template of their name for it); the first that matches all of the
         path counts. In a template ``{1}`` is a group, ``{1+1}`` and ``{2-1}`` its number with one more or less. Keras:
-        the layer, or ``layer:weight`` where one of their layers is two of ours. torch: the key without ``.weight``.
+        the layer, or ``layer:weight`` where one of their layers is two of ours. torch: the key without ``.weight``, or
+        ``module:weight`` where the last part has a name of its own.
       epsilon: the epsilon of their BatchNorm.
       fields: values of fields that the model must have to compute with these weights what the publisher's model does.
       absent: leaves that they leave out, and the constant that each stands for, such as ``{"scale": 1.0}``.

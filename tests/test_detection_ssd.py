@@ -1,0 +1,138 @@
+"""SSD: parameters, shapes and places of its outputs, any backbone; tests/parity compares it with torchvision's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnjax import models
+from cnnjax.models.detection import ssd
+from cnnjax.ops import anchors, boxes
+from cnnjax.types import UserError
+
+KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+
+
+def traced(model, shape=None, **more):
+    images = jax.ShapeDtypeStruct((2, *(shape or model.image_shape)), np.float32)
+    variables = jax.eval_shape(model.init, KEYS, images)
+    return variables, jax.eval_shape(functools.partial(model.apply, **more), variables, images)
+
+
+def count(variables):
+    return sum(x.size for x in jax.tree.leaves(variables))
+
+
+def test_ssd300_on_vgg16():
+    model = models.create("ssd300_vgg16")
+    assert "ssd300_vgg16" in models.names("detection")
+    assert (model.head, model.image_shape, model.num_classes) == ("ssd", (300, 300, 3), 90)
+    variables, (outputs, endpoints) = traced(model)
+    assert count(variables) == 35_641_826
+    shapes = {key: (x.shape, x.dtype) for key, x in outputs.items()}
+    assert shapes == {"classes": ((2, 8732, 91), jnp.float32), "boxes": ((2, 8732, 4), jnp.float32)}
+    assert model.default_boxes().shape == (8732, 4)
+    sides = {key: endpoints[key].shape[1] for key in ("norm4_3", "conv7", "extra1", "extra2", "extra3", "extra4")}
+    assert sides == {"norm4_3": 38, "conv7": 19, "extra1": 10, "extra2": 5, "extra3": 3, "extra4": 1}
+
+
+def test_other_classes_sizes_types_and_no_head():
+    variables, (outputs, _) = traced(models.create("ssd300_vgg16", num_classes=20, dtype=jnp.bfloat16))
+    assert outputs["classes"].shape == (2, 8732, 21)
+    assert {x.dtype for x in (*jax.tree.leaves(variables), *outputs.values())} == {jnp.dtype("float32")}
+    model = models.create("ssd300_vgg16")
+    _, (outputs, _) = traced(model, (512, 400, 3))
+    assert outputs["boxes"].shape[1] == len(model.default_boxes((512, 400)))
+    without, (outputs, endpoints) = traced(models.create("ssd300_vgg16", num_classes=None))
+    assert outputs is None
+    assert endpoints["extra4"].shape == (2, 1, 1, 256)
+    assert "head" not in without["params"]
+
+
+def test_vgg_fills_the_backbone():
+    """The blocks are VGG's, by name and shape; conv6, conv7 and the scale of the norm are SSD's own."""
+    detector, _ = traced(ssd.ReducedVGG())
+    classifier, _ = traced(models.create("vgg16", num_classes=None))
+    own = detector["params"].keys() - classifier["params"].keys()
+    assert own == {"conv6", "conv7", "norm"}
+    for name, block in classifier["params"].items():
+        assert jax.tree.map(jnp.shape, block) == jax.tree.map(jnp.shape, detector["params"][name])
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "resnet18"])
+def test_a_head_on_any_backbone(name):
+    backbone = models.create(name, num_classes=None)
+    model = ssd.SSD(backbone, 3, image_shape=(320, 320, 3))
+    variables, (outputs, endpoints) = traced(model, train=False)
+    assert [endpoints[f"extra{i}"].shape[1] for i in (1, 2, 3, 4)] == [5, 3, 2, 1]
+    # Maps of 20, 10, 5, 3, 2, 1 pixels.
+    assert len(model.default_boxes()) == 4 * 400 + 6 * (100 + 25 + 9) + 4 * (4 + 1) == outputs["boxes"].shape[1]
+    assert outputs["classes"].shape[2] == 4
+    alone = jax.eval_shape(backbone.init, KEYS, jax.ShapeDtypeStruct((1, 320, 320, 3), np.float32))
+    assert jax.tree.map(jnp.shape, variables["params"]["backbone"]) == jax.tree.map(jnp.shape, alone["params"])
+
+
+def test_a_stride_that_the_backbone_lacks():
+    model = ssd.SSD(models.create("resnet18", num_classes=None), strides=(64,))
+    with pytest.raises(UserError, match="ResNet has no feature map of stride 64"):
+        model.default_boxes()
+
+
+def test_another_number_of_default_boxes_than_of_maps():
+    backbone = models.create("resnet18", num_classes=None)
+    with pytest.raises(ValueError, match=r"each of 5 feature maps.*got 7 scales"):
+        ssd.SSD(backbone, strides=(32,), default=anchors.SSD300).default_boxes()
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small detector on digits_cnn's map of stride 4, and its variables."""
+    model = ssd.SSD(
+        models.create("digits_cnn", num_classes=None), 3, strides=(4,), extras=((8, 2), (8, 2)), image_shape=(16, 24, 1)
+    )
+    return model, jax.jit(model.init)(KEYS, np.zeros((1, 16, 24, 1), np.float32))
+
+
+def test_a_heads_output_belongs_to_the_default_box_at_its_place(small):
+    """An image that is empty but for a spot changes first what lies around it."""
+    model, variables = small
+    images = np.zeros((2, 16, 24, 1), np.float32)
+    images[1, 9, 18] = 1
+    outputs, _ = jax.jit(model.apply)(variables, images)
+    cells = 4 * 6 * model._spec().per_cell[0]  # of the first map
+    change = np.abs(outputs["boxes"][1] - outputs["boxes"][0]).max(-1)[:cells]
+    centers = boxes.xyxy_to_cxcywh(model.default_boxes())[:cells, :2]
+    far = np.abs(centers - np.array([18.5, 9.5])).max(-1) > 15
+    assert change[~far].max() > 1e-4
+    np.testing.assert_allclose(change[far], 0, atol=1e-7)
+    assert far.sum() >= 16
+
+
+def test_decoding(small):
+    model, _ = small
+    default = model.default_boxes()
+    count = len(default)
+    codes = np.zeros((1, count, 4), np.float32)
+    codes[0, 0] = [10, 0, 0, 5 * np.log(2)]  # a width to the right, twice as high
+    logits = np.full((1, count, 4), -20, np.float32)
+    logits[0, :, 0] = 0
+    logits[0, 1] = [0, np.log(2), 0, 0]
+    found, scores = model.decode({"classes": logits, "boxes": codes}, model.image_shape)
+    x, y, width, height = boxes.xyxy_to_cxcywh(default)[0]
+    want = boxes.clip(boxes.cxcywh_to_xyxy(np.array([x + width, y, width, 2 * height])), 16, 24)
+    np.testing.assert_allclose(found[0, 0], want, atol=1e-4)
+    np.testing.assert_allclose(found[0, 1:], boxes.clip(default, 16, 24)[1:], atol=1e-4)
+    assert scores.shape == (1, count, 3)
+    np.testing.assert_allclose(scores[0, :2], [[0, 0, 0], [0.4, 0.2, 0.2]], atol=1e-6)
+
+
+def test_l2_norm_by_hand_and_where_nothing_is_active():
+    layer = ssd.L2Norm()
+    x = np.array([[3, 4], [0, 0]], np.float32)
+    variables = {"params": {"scale": np.array([20, 10], np.float32)}}
+    np.testing.assert_allclose(layer.apply(variables, x), [[12, 8], [0, 0]], rtol=1e-6)
+    gradient = jax.jit(jax.grad(lambda x: layer.apply(variables, x).sum()))(x)
+    assert np.isfinite(gradient).all()
+    assert jax.eval_shape(layer.apply, variables, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16

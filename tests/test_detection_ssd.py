@@ -86,37 +86,30 @@ def test_another_number_of_default_boxes_than_of_maps():
         ssd.SSD(backbone, strides=(32,), default=anchors.SSD300).default_boxes()
 
 
-@pytest.fixture(scope="module")
-def small():
-    """A small detector on digits_cnn's map of stride 4, and its variables."""
-    model = ssd.SSD(
-        models.create("digits_cnn", num_classes=None), 3, strides=(4,), extras=((8, 2), (8, 2)), image_shape=(16, 24, 1)
-    )
-    return model, jax.jit(model.init)(KEYS, np.zeros((1, 16, 24, 1), np.float32))
+def test_a_heads_outputs_are_in_the_order_of_the_default_boxes():
+    """Change of one cell of a map changes the boxes whose centers are at most a cell away, and no others."""
+    shapes, spec = [(4, 6), (2, 3)], anchors.even_default_boxes(2)
+    head = ssd.Head(spec.per_cell, 5, None)
+    maps = [np.zeros((1, *shape, 2), np.float32) for shape in shapes]
+    variables = jax.jit(head.init)(KEYS, maps)
+    apply = jax.jit(head.apply)
+    before = apply(variables, maps)
+    maps[0][0, 1, 4] = 1
+    after = apply(variables, maps)
+    centers = boxes.xyxy_to_cxcywh(anchors.default_boxes(spec, (40, 60), shapes))[:, :2]
+    near = (np.abs(centers - np.array([45, 15])) < 15).all(1) & (np.arange(len(centers)) < 4 * 6 * 4)
+    assert near.sum() == 9 * 4
+    for kind, values in (("classes", 5), ("boxes", 4)):
+        assert after[kind].shape == (1, len(centers), values)
+        np.testing.assert_array_equal(np.any(after[kind] != before[kind], -1)[0], near)
 
 
-def test_a_heads_output_belongs_to_the_default_box_at_its_place(small):
-    """An image that is empty but for a spot changes first what lies around it."""
-    model, variables = small
-    images = np.zeros((2, 16, 24, 1), np.float32)
-    images[1, 9, 18] = 1
-    outputs, _ = jax.jit(model.apply)(variables, images)
-    cells = 4 * 6 * model._spec().per_cell[0]  # of the first map
-    change = np.abs(outputs["boxes"][1] - outputs["boxes"][0]).max(-1)[:cells]
-    centers = boxes.xyxy_to_cxcywh(model.default_boxes())[:cells, :2]
-    far = np.abs(centers - np.array([18.5, 9.5])).max(-1) > 15
-    assert change[~far].max() > 1e-4
-    np.testing.assert_allclose(change[far], 0, atol=1e-7)
-    assert far.sum() >= 16
-
-
-def test_decoding(small):
-    model, _ = small
+def test_decoding():
+    backbone = models.create("digits_cnn", num_classes=None)
+    model = ssd.SSD(backbone, 3, strides=(4,), extras=((8, 2),), image_shape=(16, 24, 1))
     default = model.default_boxes()
-    count = len(default)
-    codes = np.zeros((1, count, 4), np.float32)
+    codes, logits = np.zeros((1, len(default), 4), np.float32), np.full((1, len(default), 4), -20, np.float32)
     codes[0, 0] = [10, 0, 0, 5 * np.log(2)]  # a width to the right, twice as high
-    logits = np.full((1, count, 4), -20, np.float32)
     logits[0, :, 0] = 0
     logits[0, 1] = [0, np.log(2), 0, 0]
     found, scores = model.decode({"classes": logits, "boxes": codes}, model.image_shape)
@@ -124,7 +117,7 @@ def test_decoding(small):
     want = boxes.clip(boxes.cxcywh_to_xyxy(np.array([x + width, y, width, 2 * height])), 16, 24)
     np.testing.assert_allclose(found[0, 0], want, atol=1e-4)
     np.testing.assert_allclose(found[0, 1:], boxes.clip(default, 16, 24)[1:], atol=1e-4)
-    assert scores.shape == (1, count, 3)
+    assert scores.shape == (1, len(default), 3)
     np.testing.assert_allclose(scores[0, :2], [[0, 0, 0], [0.4, 0.2, 0.2]], atol=1e-6)
 
 

@@ -58,7 +58,7 @@ def _head(content: Content, wanted: Wanted, found: Fit, kind: str) -> Iterator[s
     """The ways on where only the head does not fit."""
     classes = getattr(wanted.model, "num_classes", None)
     both = f'head="new" starts a head of {classes} classes, num_classes=None leaves it out'
-    theirs = _file_classes(content, found, kind)
+    theirs = _file_classes(content, wanted, found, kind)
     if theirs is not None and theirs != classes:
         yield f" with num_classes={classes}: its head has {theirs} classes: give num_classes={theirs}; or {both}"
     elif found.unfilled and not found.left and not found.wrong:
@@ -69,12 +69,20 @@ def _head(content: Content, wanted: Wanted, found: Fit, kind: str) -> Iterator[s
         yield f": its head is another than this model's; {both}"
 
 
-def _file_classes(content: Content, found: Fit, kind: str) -> int | None:
-    """The number of classes of the file's head; None if it has none, or not one dense layer."""
-    keys = [found.plan[path].key for path in found.wrong if path[1] == "head" and path[-1] == "bias"]
-    if not keys and (head := fitting.own_head(content, found, kind)):
-        keys = [head[1]]
-    return content.tensors[keys[0]].shape[-1] if keys and keys[0] else None
+def _file_classes(content: Content, wanted: Wanted, found: Fit, kind: str) -> int | None:
+    """The number of classes of the file's head; None if it has none, or not one that shows it."""
+    biases = [path for path in found.wrong if path[1] == "head" and path[-1] == "bias"]
+    if not biases:
+        head = fitting.own_head(content, found, kind)
+        return content.tensors[head[1]].shape[-1] if head else None
+    key, classes = found.plan[biases[0]].key, getattr(wanted.model, "num_classes", None)
+    if not key or classes is None:
+        return None
+    # A detector's layer has several values for a class, and some for none: another class shows how many.
+    more = rules.structure(wanted.model.clone(num_classes=classes + 1), wanted.model.image_shape)
+    ours, next_ours = (each.slots[biases[0]].shape[-1] for each in (wanted.whole, more))
+    missing, rest = divmod(content.tensors[key].shape[-1] - ours, next_ours - ours)
+    return None if rest or classes + missing < 1 else classes + missing
 
 
 def _variants(content: Content, wanted: Wanted, found: Fit, kind: str) -> Iterator[str]:

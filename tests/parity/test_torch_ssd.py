@@ -11,6 +11,7 @@ import torch
 
 from cnnjax import models, weights
 from cnnjax.ops import nms
+from cnnjax.types import UserError
 
 MEAN = np.array([0.48235, 0.45882, 0.40784], np.float32)
 SHAPE = (300, 300, 3)
@@ -87,6 +88,15 @@ def test_every_parameter_of_theirs_is_one_of_ours(peer, variables):
     assert sum(x.size for x in jax.tree.leaves(variables)) == 35_641_826
     assert sum(x.numel() for x in peer.state_dict().values()) == 35_641_826
     np.testing.assert_array_equal(variables["params"]["backbone"]["norm"]["scale"], peer.backbone.scale_weight.detach())
+
+
+def test_a_file_of_other_classes_says_how_many(peer, tmp_path):
+    """Its convolutions have 21 values for each default box: 20 classes and the background."""
+    state = peer.state_dict()
+    voc = {key: x[: len(x) // 91 * 21].clone() if "classification" in key else x for key, x in state.items()}
+    torch.save(voc, tmp_path / "voc.pth")
+    with pytest.raises(UserError, match=r"with num_classes=90: its head has 20 classes: give num_classes=20; or head"):
+        weights.load(tmp_path / "voc.pth", models.create("ssd300_vgg16"))
 
 
 def test_head_outputs_default_boxes_and_decoded_boxes(peer, images, found):

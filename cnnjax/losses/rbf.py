@@ -1,4 +1,4 @@
-"""Losses that optax lacks, one value per example: the caller masks them and takes the mean."""
+"""The loss of LeNet-5."""
 
 import chex
 import jax

@@ -51,7 +51,7 @@ def test_other_classes_sizes_types_and_no_head():
     assert "head" not in without["params"]
 
 
-def test_vgg_fills_the_backbone():
+def test_vgg_fills_the_base():
     """The blocks are VGG's, by name and shape; conv6, conv7 and the scale of the norm are SSD's own."""
     detector, _ = traced(ssd.ReducedVGG())
     classifier, _ = traced(models.create("vgg16", num_classes=None))
@@ -61,29 +61,33 @@ def test_vgg_fills_the_backbone():
         assert jax.tree.map(jnp.shape, block) == jax.tree.map(jnp.shape, detector["params"][name])
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1", "resnet18"])
-def test_a_head_on_any_backbone(name):
-    backbone = models.create(name, num_classes=None)
-    model = ssd.SSD(backbone, 3, image_shape=(320, 320, 3))
+def test_a_head_on_any_base():
+    base = models.create("resnet18", num_classes=None)
+    model = models.create("ssd", base=("resnet18", {}), num_classes=3)
     variables, (outputs, endpoints) = traced(model, train=False)
     assert [endpoints[f"extra{i}"].shape[1] for i in (1, 2, 3, 4)] == [5, 3, 2, 1]
     # Maps of 20, 10, 5, 3, 2, 1 pixels.
     assert len(model.default_boxes()) == 4 * 400 + 6 * (100 + 25 + 9) + 4 * (4 + 1) == outputs["boxes"].shape[1]
     assert outputs["classes"].shape[2] == 4
-    alone = jax.eval_shape(backbone.init, KEYS, jax.ShapeDtypeStruct((1, 320, 320, 3), np.float32))
-    assert jax.tree.map(jnp.shape, variables["params"]["backbone"]) == jax.tree.map(jnp.shape, alone["params"])
+    alone, _ = traced(base)
+    assert jax.tree.map(jnp.shape, variables["params"]["base"]) == jax.tree.map(jnp.shape, alone["params"])
 
 
-def test_a_stride_that_the_backbone_lacks():
-    model = ssd.SSD(models.create("resnet18", num_classes=None), strides=(64,))
+def test_the_base_without_one_named_is_mobilenet_v2():
+    model = models.create("ssd")
+    assert type(model.base).__name__ == "MobileNetV2"
+    assert len(model.default_boxes()) == 2424
+
+
+def test_a_stride_that_the_base_lacks():
+    model = models.create("ssd", base=("resnet18", {}), strides=[64])
     with pytest.raises(UserError, match="ResNet has no feature map of stride 64"):
         model.default_boxes()
 
 
 def test_another_number_of_default_boxes_than_of_maps():
-    backbone = models.create("resnet18", num_classes=None)
     with pytest.raises(ValueError, match=r"each of 5 feature maps.*got 7 scales"):
-        ssd.SSD(backbone, strides=(32,), default=anchors.SSD300).default_boxes()
+        models.create("ssd", base=("resnet18", {}), strides=[32], default=anchors.SSD300).default_boxes()
 
 
 def test_a_heads_outputs_are_in_the_order_of_the_default_boxes():
@@ -105,8 +109,8 @@ def test_a_heads_outputs_are_in_the_order_of_the_default_boxes():
 
 
 def test_decoding():
-    backbone = models.create("digits_cnn", num_classes=None)
-    model = ssd.SSD(backbone, 3, strides=(4,), extras=((8, 2),), image_shape=(16, 24, 1))
+    base = models.create("digits_cnn", num_classes=None)
+    model = ssd.SSD(base, 3, strides=(4,), extras=((8, 2),), image_shape=(16, 24, 1))
     default = model.default_boxes()
     codes, logits = np.zeros((1, len(default), 4), np.float32), np.full((1, len(default), 4), -20, np.float32)
     codes[0, 0] = [10, 0, 0, 5 * np.log(2)]  # a width to the right, twice as high

@@ -38,6 +38,16 @@ def test_the_hardest_negatives_count_three_for_each_positive():
     np.testing.assert_allclose(one.parts["class"], want - negatives[1:3].sum(), rtol=1e-5)
 
 
+def test_what_is_to_be_ignored_is_neither_positive_nor_negative():
+    classes = np.random.default_rng(4).normal(size=(6, 3)).astype(np.float32)
+    truths = targets((100, 0, 110, 10, 1), (200, 0, 210, 10, 0), (300, 0, 310, 10, 0))
+    loss = LOSS(outputs(classes), DEFAULT, *truths, np.array([False, True, True, False, True]))
+    assert loss.positives == 1
+    entropy = -jax.nn.log_softmax(classes)
+    want = entropy[1, 2] + entropy[jnp.array([0, 4, 5]), 0].sum()
+    np.testing.assert_allclose(loss.parts["class"], want, rtol=1e-5)
+
+
 def test_all_negatives_where_there_are_fewer():
     classes = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
     loss = LOSS(outputs(classes), DEFAULT, *targets((100, 0, 110, 10, 1), (200, 0, 210, 10, 0)))

@@ -1,7 +1,7 @@
 """Losses that optax lacks, one value per example: the caller masks them, sums, and divides last."""
 
 from cnnjax.losses.rbf import rbf_map_loss
-from cnnjax.losses.ssd import multibox_loss
+from cnnjax.losses.ssd import MultiboxLoss, multibox_loss
 from cnnjax.losses.yolo import yolo_loss
 
-__all__ = ["multibox_loss", "rbf_map_loss", "yolo_loss"]
+__all__ = ["MultiboxLoss", "multibox_loss", "rbf_map_loss", "yolo_loss"]

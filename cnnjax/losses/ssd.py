@@ -30,6 +30,7 @@ def multibox_loss(
     boxes: Array,
     labels: Array,
     box_mask: Array,
+    ignore: Array | None = None,
     *,
     negatives: float = 3.0,
     variances: tuple[float, float] = (0.1, 0.2),
@@ -46,13 +47,17 @@ def multibox_loss(
       boxes: [m, 4] xyxy in pixels.
       labels: [m], int in 0 … c − 1.
       box_mask: [m], False on rows that only fill up.
+      ignore: [m], True for objects that are neither to be found nor false alarms where they are (difficult, crowd):
+        default boxes that overlap such a one by the IoU of a positive are no negatives.
       negatives: negatives for each positive.
       variances: of the codes, see ``ops.boxes.encode_ssd``.
     """
     logits, codes = (jnp.asarray(outputs[kind]) for kind in ("classes", "boxes"))
     chex.assert_shape([codes, default_boxes], (len(logits), 4))
     chex.assert_shape([labels, box_mask], (len(boxes),))
-    match = matching.match_ssd(default_boxes, boxes, box_mask)
+    real = jnp.asarray(box_mask, bool)
+    left_out = jnp.zeros_like(real) if ignore is None else real & jnp.asarray(ignore, bool)
+    match = matching.match_ssd(default_boxes, boxes, real & ~left_out)
     if len(boxes):
         truth = box_ops.encode_ssd(jnp.asarray(boxes)[match.truth], default_boxes, variances)
         targets = jnp.where(match.positive, jnp.asarray(labels)[match.truth] + 1, 0)
@@ -60,8 +65,9 @@ def multibox_loss(
         truth, targets = jnp.zeros_like(codes), jnp.zeros(len(logits), jnp.int32)
     smooth = optax.huber_loss(codes.astype(jnp.float32), truth).sum(-1)
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
-    chosen = match.positive | _hardest(jnp.where(match.positive, -jnp.inf, entropy), negatives * match.positive.sum())
-    parts = {"class": (entropy * chosen).sum(), "box": jnp.where(match.positive, smooth, 0).sum()}
+    negative = ~match.positive & ~matching.match_ssd(default_boxes, boxes, left_out).positive
+    chosen = match.positive | _hardest(jnp.where(negative, entropy, -jnp.inf), negatives * match.positive.sum())
+    parts = {"class": jnp.where(chosen, entropy, 0).sum(), "box": jnp.where(match.positive, smooth, 0).sum()}
     return MultiboxLoss(parts, match.positive.sum())
 
 

@@ -81,4 +81,5 @@ def _field(key: str, value: Any) -> Any:
     if key == "base" and isinstance(value, list | tuple):
         base, fields = value
         return create(base, **{**fields, "num_classes": None})
-    return tuple(_field("", each) for each in value) if isinstance(value, list | tuple) else value
+    plain = isinstance(value, list) or type(value) is tuple  # a named tuple stays one
+    return tuple(_field("", each) for each in value) if plain else value

@@ -46,7 +46,19 @@ def _yolo(model: Any, outputs: Any, batch: Batch, options: Mapping[str, Any]) ->
     return {"box": parts.box, "objectness": parts.objectness, "class": parts.classes}
 
 
-LOSSES: Mapping[str, Callable[[Any, Any, Batch, Mapping[str, Any]], dict[str, Array]]] = {"yolo": _yolo}
+def _ssd(model: Any, outputs: Any, batch: Batch, options: Mapping[str, Any]) -> dict[str, Array]:
+    default = model.default_boxes(batch["image"].shape[1:])
+
+    def one(outputs: Any, *truth: Array) -> losses.MultiboxLoss:
+        return losses.multibox_loss(outputs, default, *truth, variances=model.variances, **options)
+
+    loss = jax.vmap(one)(outputs, batch["boxes"], batch["labels"], batch["box_mask"], _ignored(batch))
+    # The mean of an image is over the positives of the batch, so that each of them counts the same.
+    share = len(batch["image"]) / jnp.maximum(loss.positives.sum(), 1)
+    return {name: part * share for name, part in loss.parts.items()}
+
+
+LOSSES: Mapping[str, Callable[[Any, Any, Batch, Mapping[str, Any]], dict[str, Array]]] = {"ssd": _ssd, "yolo": _yolo}
 """Head of a detector → (model, outputs, batch, options) → parts of the loss, each [n]."""
 
 

@@ -87,7 +87,7 @@ def theirs_of(peer, images):
 def test_every_parameter_of_theirs_is_one_of_ours(peer, variables):
     assert sum(x.size for x in jax.tree.leaves(variables)) == 35_641_826
     assert sum(x.numel() for x in peer.state_dict().values()) == 35_641_826
-    np.testing.assert_array_equal(variables["params"]["backbone"]["norm"]["scale"], peer.backbone.scale_weight.detach())
+    np.testing.assert_array_equal(variables["params"]["base"]["norm"]["scale"], peer.backbone.scale_weight.detach())
 
 
 def test_a_file_of_other_classes_says_how_many(peer, tmp_path):

@@ -1,7 +1,7 @@
-"""SSD (Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016, sec. 2.1 and Fig. 2), on any backbone.
+"""SSD (Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016, sec. 2.1 and Fig. 2), on any base.
 
     SSD300 on VGG-16, image 300×300     map      boxes per cell
-    backbone   conv4_3, normalized      38×38    4
+    base       conv4_3, normalized      38×38    4
                conv7                    19×19    6
     extra1     1×1 256, 3×3/2 512       10×10    6
     extra2     1×1 128, 3×3/2 256         5×5    6
@@ -23,6 +23,7 @@ import numpy as np
 from flax.typing import Dtype
 
 from cnnjax import nn
+from cnnjax.models.mobilenet import MobileNetV2
 from cnnjax.models.vgg import Block
 from cnnjax.ops import anchors
 from cnnjax.ops import boxes as box_ops
@@ -130,29 +131,29 @@ class Head(linen.Module):
 
 
 class SSD(linen.Module):
-    """SSD on a backbone, for images ``[n, h, w, c]``, float.
+    """SSD on a base, for images ``[n, h, w, c]``, float.
 
     ``apply(variables, images, train=...)`` gives ``{"classes": [n, k, num_classes + 1] logits, "boxes": [n, k, 4] codes
-    of ops.boxes.encode_ssd}``, both float32 (None without a head), and the backbone's endpoints with extra1, …. Logit 0
-    is the background's, logit i + 1 that of class i. Weights of the backbone alone go to ``params/backbone``.
+    of ops.boxes.encode_ssd}``, both float32 (None without a head), and the endpoints of the base with extra1, …. Logit
+    0 is the background's, logit i + 1 that of class i.
 
     Attributes:
-      backbone: any model of ``models`` made with ``num_classes=None``.
+      base: a network with ``num_classes=None``.
       num_classes: classes of objects, without the background; None builds no head.
-      strides: strides of the backbone's maps that are used, see ``nn.pyramid``.
+      strides: strides of the maps of the base that are used, see ``nn.pyramid``.
       extras: (features, stride) of each map more; with stride 1 it is not padded.
       default: scales and ratios of the default boxes for all maps; None: ``anchors.even_default_boxes``.
       image_shape: height, width and channels of the images that it is made for.
       variances: scale of the codes, see ``ops.boxes.encode_ssd``.
-      dtype: type in which extras and head compute; None: float32. The backbone has its own.
+      dtype: type in which extras and head compute; None: float32. The base has its own.
     """
 
     head: ClassVar[str] = "ssd"
 
-    backbone: linen.Module
+    base: linen.Module
     num_classes: int | None = 20
     strides: Sequence[int] = (16, 32)
-    extras: Sequence[tuple[int, int]] = ((512, 2), (256, 2), (256, 2), (128, 2))
+    extras: Sequence[tuple[int, int]] = ()
     default: anchors.DefaultBoxes | None = None
     image_shape: tuple[int, int, int] = (300, 300, 3)
     variances: tuple[float, float] = (0.1, 0.2)
@@ -160,8 +161,8 @@ class SSD(linen.Module):
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[Outputs | None, dict[str, jax.Array]]:
-        _, endpoints = self.backbone(images, train=train)
-        maps, endpoints = list(nn.pyramid(self.backbone, endpoints, self.strides)), dict(endpoints)
+        _, endpoints = self.base(images, train=train)
+        maps, endpoints = list(nn.pyramid(self.base, endpoints, self.strides)), dict(endpoints)
         for i, (features, stride) in enumerate(self.extras, start=1):
             maps.append(Extra(features, stride, self.dtype, name=f"extra{i}")(maps[-1]))
             endpoints[f"extra{i}"] = maps[-1]
@@ -197,21 +198,29 @@ def _default_boxes(model: SSD, image_shape: tuple[int, int, int]) -> np.ndarray:
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     (_, endpoints), _ = jax.eval_shape(lambda *args: model.init_with_output(*args), keys, images)
-    maps = list(nn.pyramid(model.backbone, endpoints, model.strides))
+    maps = list(nn.pyramid(model.base, endpoints, model.strides))
     maps += [endpoints[f"extra{i}"] for i in range(1, len(model.extras) + 1)]
     return anchors.default_boxes(model._spec(), image_shape, [each.shape[1:3] for each in maps])
 
 
-def ssd300_vgg16(num_classes: int | None = 90, dtype: Dtype | None = None) -> SSD:
+def _ssd(
+    base: linen.Module | None = None,
+    num_classes: int | None = 20,
+    strides: Sequence[int] = (16, 32),
+    extras: Sequence[tuple[int, int]] = ((512, 2), (256, 2), (256, 2), (128, 2)),
+    default: anchors.DefaultBoxes | None = None,
+    image_shape: tuple[int, int, int] = (320, 320, 3),
+    dtype: Dtype | None = None,
+) -> SSD:
+    """SSD on a base of one's own; by default on MobileNetV2, whose maps have 20, 10, 5, 3, 2, 1 pixels at 320."""
+    base = base or MobileNetV2(num_classes=None, dtype=dtype)
+    return SSD(base, num_classes, strides, extras, default, image_shape, dtype=dtype)
+
+
+def _ssd300_vgg16(num_classes: int | None = 90, dtype: Dtype | None = None) -> SSD:
     """SSD300 of the table above, with the default boxes for COCO; its 90 classes are COCO's numbers from 1."""
-    return SSD(
-        ReducedVGG(dtype),
-        num_classes,
-        strides=(8, 16),
-        extras=((512, 2), (256, 2), (256, 1), (256, 1)),
-        default=anchors.SSD300,
-        dtype=dtype,
-    )
+    extras = ((512, 2), (256, 2), (256, 1), (256, 1))
+    return SSD(ReducedVGG(dtype), num_classes, (8, 16), extras, anchors.SSD300, dtype=dtype)
 
 
-VARIANTS = {"ssd300_vgg16": ssd300_vgg16}
+VARIANTS = {"ssd": _ssd, "ssd300_vgg16": _ssd300_vgg16}

@@ -1,6 +1,7 @@
 """losses.multibox_loss: by hand, hard negatives, no truths, gradients; tests/parity compares with torchvision's."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from cnnjax import losses
 from cnnjax.ops import boxes
+from cnnjax.tasks import detect
 
 # Six default boxes, far from each other.
 DEFAULT = np.array([[i * 100, 0, i * 100 + 10, 10] for i in range(6)], np.float32)
@@ -19,9 +21,9 @@ def outputs(classes, codes=None):
     return {"classes": classes, "boxes": np.zeros((6, 4), np.float32) if codes is None else codes}
 
 
-def targets(*rows, pad=2):
-    """Padded boxes, labels and mask of rows (x_min, y_min, x_max, y_max, label)."""
-    filled = np.array([*rows, *[(0, 0, 10, 10, 1)] * pad], np.float32).reshape(-1, 5)
+def targets(*rows, count=4):
+    """Boxes, labels and mask of rows (x_min, y_min, x_max, y_max, label), filled up to ``count``."""
+    filled = np.array([*rows, *[(0, 0, 10, 10, 1)] * (count - len(rows))], np.float32).reshape(-1, 5)
     return filled[:, :4], filled[:, 4].astype(np.int32), np.arange(len(filled)) < len(rows)
 
 
@@ -41,7 +43,7 @@ def test_the_hardest_negatives_count_three_for_each_positive():
 def test_what_is_to_be_ignored_is_neither_positive_nor_negative():
     classes = np.random.default_rng(4).normal(size=(6, 3)).astype(np.float32)
     truths = targets((100, 0, 110, 10, 1), (200, 0, 210, 10, 0), (300, 0, 310, 10, 0))
-    loss = LOSS(outputs(classes), DEFAULT, *truths, np.array([False, True, True, False, True]))
+    loss = LOSS(outputs(classes), DEFAULT, *truths, np.array([False, True, True, True]))
     assert loss.positives == 1
     entropy = -jax.nn.log_softmax(classes)
     want = entropy[1, 2] + entropy[jnp.array([0, 4, 5]), 0].sum()
@@ -66,7 +68,7 @@ def test_smooth_l1_of_the_codes_of_positives():
     np.testing.assert_allclose(loss.parts["box"], 0.125 + 2.5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("truths", [targets(), targets(pad=0)], ids=["padding alone", "no rows"])
+@pytest.mark.parametrize("truths", [targets(), targets(count=0)], ids=["padding alone", "no rows"])
 def test_an_image_without_boxes_has_no_loss_and_no_gradient(truths):
     rng = np.random.default_rng(2)
     given = outputs(*(rng.normal(size=(6, width)).astype(np.float32) for width in (3, 4)))
@@ -82,7 +84,7 @@ def test_an_image_without_boxes_has_no_loss_and_no_gradient(truths):
 
 
 def test_gradients_are_finite_whatever_stands_in_the_padding():
-    where, labels, mask = targets((100, 0, 110, 10, 1), pad=3)
+    where, labels, mask = targets((100, 0, 110, 10, 1))
     where[1:] = [[5, 5, 5, 5], [0, 0, 1e9, 1e9], [10, 10, 0, 0]]
 
     def total(given):
@@ -97,7 +99,7 @@ def test_gradients_are_finite_whatever_stands_in_the_padding():
 def test_a_batch_by_vmap_and_half_precision():
     rng = np.random.default_rng(3)
     given = outputs(*(rng.normal(size=(2, 6, width)).astype(np.float32) for width in (3, 4)))
-    rows = targets((100, 0, 110, 10, 1)), targets((0, 0, 10, 10, 0), (500, 0, 510, 9, 1), pad=1)
+    rows = targets((100, 0, 110, 10, 1)), targets((0, 0, 10, 10, 0), (500, 0, 510, 9, 1))
     batch = jax.jit(jax.vmap(losses.multibox_loss, (0, None, 0, 0, 0)))(
         given, DEFAULT, *map(np.stack, zip(*rows, strict=True))
     )
@@ -108,3 +110,16 @@ def test_a_batch_by_vmap_and_half_precision():
             np.testing.assert_allclose(batch.parts[part][i], alone.parts[part], rtol=1e-5)
     half = {kind: jnp.asarray(each[0], jnp.bfloat16) for kind, each in given.items()}
     assert LOSS(half, DEFAULT, *rows[0]).parts["class"].dtype == jnp.float32
+
+
+def test_the_task_divides_by_the_positives_of_the_batch():
+    rng = np.random.default_rng(5)
+    given = outputs(*(rng.normal(size=(2, 6, width)).astype(np.float32) for width in (3, 4)))
+    rows = targets((100, 0, 110, 10, 1)), targets((0, 0, 10, 10, 0), (500, 0, 510, 9, 1))
+    batch = dict(zip(("boxes", "labels", "box_mask"), map(np.stack, zip(*rows, strict=True)), strict=True))
+    model = SimpleNamespace(default_boxes=lambda image_shape: DEFAULT, variances=(0.1, 0.2))
+    batch["image"] = np.zeros((2, 8, 8, 3), np.float32)
+    parts = jax.jit(lambda given, batch: detect.LOSSES["ssd"](model, given, batch, {}))(given, batch)
+    alone = [LOSS({kind: each[i] for kind, each in given.items()}, DEFAULT, *rows[i]).parts for i in range(2)]
+    for part in ("class", "box"):
+        np.testing.assert_allclose(parts[part].mean(), (alone[0][part] + alone[1][part]) / 3, rtol=1e-5)

@@ -85,6 +85,27 @@ def test_a_stride_that_the_base_lacks():
         model.default_boxes()
 
 
+def test_images_that_are_too_small():
+    with pytest.raises(
+        ValueError, match=r"larger images: extra4, .*a map of \(2, 2\) pixels in images of \(224, 224\)"
+    ):
+        models.create("ssd300_vgg16").default_boxes((224, 224))
+
+
+def test_a_batch_of_unknown_size_can_be_traced():
+    """An export with a free batch size needs this."""
+    model = models.create("ssd", base=("resnet18", {}))
+    variables, _ = traced(model)
+    (count,) = jax.export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((count, *model.image_shape), np.float32)
+
+    def detect(variables, images):
+        return model.decode(model.apply(variables, images, train=False)[0], model.image_shape)
+
+    found, scores = jax.eval_shape(detect, variables, images)
+    assert (found.shape, scores.shape) == ((count, 2424, 4), (count, 2424, 20))
+
+
 def test_another_number_of_default_boxes_than_of_maps():
     with pytest.raises(ValueError, match=r"each of 5 feature maps.*got 7 scales"):
         models.create("ssd", base=("resnet18", {}), strides=[32], default=anchors.SSD300).default_boxes()
@@ -98,8 +119,9 @@ def test_a_heads_outputs_are_in_the_order_of_the_default_boxes():
     variables = jax.jit(head.init)(KEYS, maps)
     apply = jax.jit(head.apply)
     before = apply(variables, maps)
-    maps[0][0, 1, 4] = 1
-    after = apply(variables, maps)
+    changed = maps[0].copy()  # JAX may still read the other
+    changed[0, 1, 4] = 1
+    after = apply(variables, [changed, maps[1]])
     centers = boxes.xyxy_to_cxcywh(anchors.default_boxes(spec, (40, 60), shapes))[:, :2]
     near = (np.abs(centers - np.array([45, 15])) < 15).all(1) & (np.arange(len(centers)) < 4 * 6 * 4)
     assert near.sum() == 9 * 4

@@ -146,6 +146,9 @@ class SSD(linen.Module):
       image_shape: height, width and channels of the images that it is made for.
       variances: scale of the codes, see ``ops.boxes.encode_ssd``.
       dtype: type in which extras and head compute; None: float32. The base has its own.
+
+    Raises:
+      ValueError: the images are too small for the base or the extras.
     """
 
     head: ClassVar[str] = "ssd"
@@ -164,6 +167,11 @@ class SSD(linen.Module):
         _, endpoints = self.base(images, train=train)
         maps, endpoints = list(nn.pyramid(self.base, endpoints, self.strides)), dict(endpoints)
         for i, (features, stride) in enumerate(self.extras, start=1):
+            if stride == 1 and min(maps[-1].shape[1:3]) < 3:
+                raise ValueError(
+                    f"expected larger images: extra{i}, 3×3 without padding, has a map of {maps[-1].shape[1:3]} pixels "
+                    f"in images of {images.shape[1:3]}"
+                )
             maps.append(Extra(features, stride, self.dtype, name=f"extra{i}")(maps[-1]))
             endpoints[f"extra{i}"] = maps[-1]
         if self.num_classes is None:

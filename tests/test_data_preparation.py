@@ -22,6 +22,17 @@ def card(fit: str, channels: int) -> serving.Card:
     return serving.Card("classify", "fashion_cnn", {}, {}, ("a", "b"), "unit", 32, channels, fit, 40, "bilinear")
 
 
+def test_linear_lies_between_the_nearest_pixels_however_small_the_output_is():
+    ramp = np.arange(0, 160, 20, dtype=np.uint8)[None, :, None].repeat(2, 0)
+    geometry = preparation.geometry("squeeze", 2, 2, "linear", 2, 8)
+    np.testing.assert_array_equal(preparation.moved(ramp, geometry)[..., 0], [[30, 110]] * 2)  # of pixels 1, 2 and 5, 6
+    one = np.array([[7, 9]], np.uint8)[..., None]
+    larger = preparation.moved(one, preparation.Geometry((3, 4), (3, 4), resample="linear"))
+    np.testing.assert_array_equal(larger[..., 0], [[7, 8, 8, 9]] * 3)  # 7.5 and 8.5, rounded to even
+    window = preparation.Geometry((1, 2), (1, 2), window=(2, 0, 6, 2), resample="linear")
+    np.testing.assert_array_equal(preparation.moved(ramp, window)[..., 0], [[50, 90]])
+
+
 @pytest.fixture(scope="module")
 def album(tmp_path_factory) -> Path:
     """Class folders with an image of each kind in the first."""

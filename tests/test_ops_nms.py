@@ -7,6 +7,10 @@ import pytest
 
 from cnnjax.ops import boxes, nms
 
+# Two boxes with an IoU of 1/3, and one apart.
+THREE = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [50, 50, 60, 60]], np.float32)
+SCORES = np.array([0.9, 0.8, 0.7], np.float32)
+
 
 def random_boxes(rng, n, side=80):
     corner, size = rng.random((n, 2)) * 300, rng.random((n, 2)) * side + 5
@@ -39,6 +43,33 @@ def test_greedy_is_a_plain_loop_over_all_pairs(threshold, classes):
     assert few.tolist() == expected[:9]
 
 
+@pytest.mark.parametrize("side", [10, 200])
+def test_many_boxes_are_taken_in_blocks(side):
+    rng = np.random.default_rng(2)
+    found, scores = random_boxes(rng, 1000, side), rng.random(1000).round(3).astype(np.float32)
+    labels = rng.integers(0, 2, 1000)
+    expected = plainly(found, scores, 0.3, labels)
+    indices, valid = nms.nms(found, scores, iou_threshold=0.3, max_outputs=1000, labels=labels)
+    assert indices[valid].tolist() == expected
+    assert len(expected) > nms.BLOCK or side > 10
+    few, valid = nms.nms(found, scores, iou_threshold=0.3, max_outputs=300, labels=labels)
+    assert few[valid].tolist() == expected[:300]
+
+
+def test_detections_of_all_classes_by_hand():
+    boxes, scores = (
+        np.concatenate([THREE, THREE[:1] + 1]),
+        np.array([[0.9, 0.6], [0.8, 0.05], [0.0, 0.7], [0.85, 0.65]]),
+    )
+    found = nms.detections(boxes, scores, score_threshold=0.1, iou_threshold=0.5, max_outputs=6)
+    assert found.valid.tolist() == [True] * 4 + [False] * 2
+    np.testing.assert_allclose(found.scores, [0.9, 0.8, 0.7, 0.65, 0, 0], rtol=1e-6)
+    assert found.labels.tolist() == [0, 0, 1, 1, 0, 0]
+    np.testing.assert_array_equal(found.boxes[:4], boxes[[0, 1, 2, 3]])
+    fewer = nms.detections(boxes, scores, score_threshold=0.1, iou_threshold=0.5, max_outputs=6, candidates=2)
+    assert fewer.valid.sum() == 1  # the second candidate overlaps the first
+
+
 def test_padding_is_never_taken_and_nothing_may_be_there():
     rng = np.random.default_rng(0)
     found, scores = random_boxes(rng, 5, 5), np.array([0.1, -np.inf, 0.3, -np.inf, 0.2], np.float32)
@@ -60,11 +91,6 @@ def test_a_batch_by_vmap_is_each_image_alone():
         alone = one(batch[i], scores[i])
         np.testing.assert_array_equal(indices[i], alone.indices)
         np.testing.assert_array_equal(valid[i], alone.valid)
-
-
-# Two boxes with an IoU of 1/3, and one apart.
-THREE = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [50, 50, 60, 60]], np.float32)
-SCORES = np.array([0.9, 0.8, 0.7], np.float32)
 
 
 def test_soft_suppression_by_hand():

@@ -1,4 +1,4 @@
-"""tasks.detect and experiments/detect.py: figures and mistakes by hand; runs on drawn images, resumed, served, exported."""
+"""tasks.detect and experiments/detect.py: figures and mistakes by hand; runs on drawn images, served, exported."""
 
 import functools
 import json
@@ -226,5 +226,5 @@ def test_darknet_files_predict_the_known_boxes(shared, tmp_path):
     with pytest.raises(UserError, match="--names FILE, the names of its classes, are given together"):
         predict.main(settings.change(predict.Config(), **{**fields, "names": None}))
     (tmp_path / "two.names").write_text("a\nb\n")
-    with pytest.raises(UserError, match="has 2 names, but the network of .* has 80 classes"):
+    with pytest.raises(UserError, match=r"has 2 names, but the network of .* has 80 classes"):
         predict.main(settings.change(predict.Config(), **{**fields, "names": tmp_path / "two.names"}))

@@ -11,6 +11,7 @@ from darknet_files import CFG, randomized, write_weights
 from test_coco import NAMES, pycocotools
 
 from cnnjax import models, weights
+from cnnjax.data import preparation
 from cnnjax.metrics import detection
 from cnnjax.models.detection import darknet
 from cnnjax.ops import nms
@@ -165,3 +166,21 @@ def test_ap_on_coco_photos_by_our_metric_and_by_pycocotools(fastest, shared):
         assert ours[name] == pytest.approx(theirs[name], abs=1e-6)
     assert ours["ap"] == pytest.approx(0.222, abs=0.005)
     assert ours["ap50"] == pytest.approx(0.454, abs=0.005)
+
+
+@pytest.mark.parametrize("iou_threshold", [0.3, 0.5])
+def test_suppression_keeps_opencvs_boxes(iou_threshold):
+    rng = np.random.default_rng(0)
+    corner, side = rng.uniform(0, 400, (2000, 2)), rng.uniform(10, 120, (2000, 2))
+    boxes, scores = np.concatenate([corner, corner + side], 1).astype(np.float32), rng.random(2000).astype(np.float32)
+    expected = np.ravel(cv2.dnn.NMSBoxes(xywh(boxes), scores, 0.0, iou_threshold))
+    indices, valid = nms.nms(boxes, scores, iou_threshold=iou_threshold, max_outputs=2000)
+    assert indices[valid].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("size", [(320, 320), (500, 90), (33, 700)])
+def test_linear_resampling_is_opencvs(size):
+    image = np.random.default_rng(0).integers(0, 256, (217, 301, 3)).astype(np.uint8)
+    ours = preparation.moved(image, preparation.Geometry(size, size, resample="linear"))
+    theirs = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    assert np.abs(ours.astype(int) - theirs).max() <= 1  # OpenCV computes with weights of 11 bits

@@ -67,7 +67,12 @@ def _layer(module: linen.Module, x: Array, conv: Callable, norm: Callable | None
 
 
 def _convolutions(
-    module: linen.Module, images: Array, convs: Sequence[Callable], norm: Callable | None, remat: bool
+    module: linen.Module,
+    images: Array,
+    convs: Sequence[Callable],
+    norm: Callable | None,
+    window: tuple[int, int] | None,
+    remat: bool,
 ) -> dict[str, jax.Array]:
     """Endpoints from conv1 to pool5 and ``pooled``: ``convs`` make the layers, ``norm`` follows the first two."""
     layer = linen.remat(_layer, static_argnums=(2, 3, 4)) if remat else _layer
@@ -79,7 +84,7 @@ def _convolutions(
         endpoints[f"conv{i}"], x = layer(module, x, named, norm if i < 3 else None, pool)
         if pool:
             endpoints[f"pool{i}"] = x
-    endpoints["pooled"] = nn.global_avg_pool(x)
+    endpoints["pooled"] = nn.global_avg_pool(x, window)
     return endpoints
 
 
@@ -94,6 +99,7 @@ class AlexNet(linen.Module):
     Attributes:
       two_tower: the groups and the normalization of 2012.
       num_classes: classes of the head; None builds no head, nor fc1 and fc2.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       dropout: probability that a value of fc1 or fc2 is dropped.
       remat: compute each layer's activations again in the backward pass.
       dtype: type computed in; None: float32.
@@ -108,6 +114,7 @@ class AlexNet(linen.Module):
 
     two_tower: bool = False
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     dropout: float = 0.5
     remat: bool = False
     dtype: Dtype | None = None
@@ -128,14 +135,13 @@ class AlexNet(linen.Module):
             for i, (features, kernel) in enumerate(zip((96, 256, 384, 384, 256), _KERNELS, strict=True), start=1)
         ]
         norm = _paper_lrn if self.two_tower else nn.local_response_norm
-        endpoints = _convolutions(self, images, convs, norm, self.remat)
+        endpoints = _convolutions(self, images, convs, norm, self.window, self.remat)
         if self.num_classes is None:
             return None, endpoints
-        dense = functools.partial(linen.Dense, 4096, dtype=self.dtype, kernel_init=linen.initializers.he_normal())
-        x = endpoints["pool5"].reshape(images.shape[0], -1)
-        x = endpoints["fc1"] = nn.relu(dense(name="fc1")(x))
+        dense = functools.partial(nn.Dense, 4096, dtype=self.dtype, kernel_init=linen.initializers.he_normal())
+        x = endpoints["fc1"] = nn.relu(dense(self.window, name="fc1")(endpoints["pool5"]))
         x = linen.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-        x = endpoints["fc2"] = nn.relu(dense(name="fc2")(x))
+        x = endpoints["fc2"] = nn.relu(dense(1, name="fc2")(x))
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints
 
 
@@ -152,6 +158,7 @@ class AlexNetTorchvision(linen.Module):
     strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     dropout: float = 0.5
     remat: bool = False
     dtype: Dtype | None = None
@@ -164,13 +171,13 @@ class AlexNetTorchvision(linen.Module):
             functools.partial(conv, features, kernel, strides=4 if i == 0 else 1, padding=2 if i == 0 else "SAME")
             for i, (features, kernel) in enumerate(zip((64, 192, 384, 256, 256), _KERNELS, strict=True))
         ]
-        endpoints = _convolutions(self, images, convs, None, self.remat)
+        endpoints = _convolutions(self, images, convs, None, self.window, self.remat)
         if self.num_classes is None:
             return None, endpoints
-        x = nn.adaptive_avg_pool(endpoints["pool5"], 6).reshape(images.shape[0], -1)
-        for name in ("fc1", "fc2"):
+        x = endpoints["pool5"] if self.window else nn.adaptive_avg_pool(endpoints["pool5"], 6)
+        for name, window in (("fc1", self.window), ("fc2", 1)):
             x = linen.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(x)
-            dense = linen.Dense(4096, dtype=self.dtype, kernel_init=linen.initializers.he_normal(), name=name)
+            dense = nn.Dense(4096, window, dtype=self.dtype, kernel_init=linen.initializers.he_normal(), name=name)
             x = endpoints[name] = nn.relu(dense(x))
         return nn.Head(self.num_classes, name="head")(x, train), endpoints
 

@@ -54,6 +54,7 @@ class FashionCNN(linen.Module):
 
     Attributes:
       num_classes: classes of the head; None builds no head.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       width: features of conv1.
       dropout: probability that a value of dense1 or dense2 is dropped.
       dtype: type computed in; None: float32.
@@ -67,6 +68,7 @@ class FashionCNN(linen.Module):
     strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     num_classes: int | None = 10
+    window: tuple[int, int] | None = None
     width: int = 64
     dropout: float = 0.5
     dtype: Dtype | None = None
@@ -81,14 +83,13 @@ class FashionCNN(linen.Module):
                 conv = nn.Conv(multiple * self.width, size, dtype=self.dtype, kernel_init=_init, name=name)
                 x = endpoints[name] = nn.relu(conv(x))
             x = endpoints[f"pool{i}"] = nn.max_pool(x, 2)
-        endpoints["pooled"] = nn.global_avg_pool(x)
-        x = x.reshape(x.shape[0], -1)
-        for name, units in (("dense1", 128), ("dense2", 64)):
-            x = endpoints[name] = nn.relu(linen.Dense(units, dtype=self.dtype, kernel_init=_init, name=name)(x))
+        endpoints["pooled"] = nn.global_avg_pool(x, self.window)
+        for name, units, window in (("dense1", 128, self.window), ("dense2", 64, 1)):
+            x = endpoints[name] = nn.relu(nn.Dense(units, window, dtype=self.dtype, kernel_init=_init, name=name)(x))
             x = linen.Dropout(self.dropout, deterministic=not train)(x)
         if self.num_classes is None:
             return None, endpoints
-        head = linen.Dense(self.num_classes, dtype=jnp.float32, kernel_init=_init, name="head")
+        head = nn.Dense(self.num_classes, 1, dtype=jnp.float32, kernel_init=_init, name="head")
         return head(x), endpoints
 
 

@@ -160,6 +160,7 @@ class GoogLeNet(linen.Module):
       batch_norm: BatchNorm, kernels and windows of torchvision's.
       reduction: of squeeze-and-excitation; None: no squeeze-and-excitation.
       num_classes: classes of the head; None builds no head.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       aux: build the auxiliary heads, where there is a head.
       dropout: probability that a value before the head's last layer is dropped.
       aux_dropout: probability that a value before the last layer of an auxiliary head is dropped.
@@ -177,6 +178,7 @@ class GoogLeNet(linen.Module):
     batch_norm: bool = False
     reduction: int | None = None
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     aux: bool = True
     dropout: float = 0.4
     aux_dropout: float = 0.7
@@ -207,7 +209,7 @@ class GoogLeNet(linen.Module):
             layer = inception(features, 3 if self.batch_norm else 5, self.reduction, conv, name=name)
             x = endpoints[name] = layer(x, train)
             self._auxiliary(name, x, train, conv, endpoints)
-        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        x = endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints

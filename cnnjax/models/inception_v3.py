@@ -150,6 +150,7 @@ class InceptionV3(linen.Module):
 
     Attributes:
       num_classes: classes of the head; None builds no head.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       aux: build the auxiliary head, where there is a head.
       dropout: probability that a value of ``pooled`` is dropped.
       count_include_pad: average pooling counts its padding.
@@ -165,6 +166,7 @@ class InceptionV3(linen.Module):
     strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     aux: bool = True
     dropout: float = 0.5
     count_include_pad: bool = True
@@ -198,7 +200,7 @@ class InceptionV3(linen.Module):
             logits = AuxiliaryHead(self.num_classes, conv_norm, name="aux1")(endpoints["mixed6e"], train)
             if train:
                 endpoints["aux1"] = logits
-        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        x = endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints

@@ -219,7 +219,9 @@ _STRIDES_RESNET_V2 = {
 }
 
 
-def _endpoints(stages: Stages, images: Array, train: bool, remat: bool, conv_norm: Any) -> dict[str, jax.Array]:
+def _endpoints(
+    stages: Stages, images: Array, train: bool, window: tuple[int, int] | None, remat: bool, conv_norm: Any
+) -> dict[str, jax.Array]:
     """Endpoints: the last feature map of each of ``stages``, and ``pooled``."""
     nn.check_images(images, _SMALLEST)
     endpoints: dict[str, jax.Array] = {}
@@ -230,7 +232,7 @@ def _endpoints(stages: Stages, images: Array, train: bool, remat: bool, conv_nor
             name = stage if blocks == 1 else f"{stage}_{i + 1}"
             x = block(*fields, conv_norm=conv_norm, name=name)(x, train)
         endpoints[stage] = jnp.asarray(x)
-    endpoints["pooled"] = nn.global_avg_pool(x)
+    endpoints["pooled"] = nn.global_avg_pool(x, window)
     return endpoints
 
 
@@ -244,6 +246,7 @@ class InceptionV4(linen.Module):
 
     Attributes:
       num_classes: classes of the head; None builds no head.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       dropout: probability that a value of ``pooled`` is dropped.
       momentum, epsilon: of BatchNorm.
       remat: compute each block's activations again in the backward pass.
@@ -258,6 +261,7 @@ class InceptionV4(linen.Module):
     strides: ClassVar[Mapping[str, int]] = _STRIDES_V4
 
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     dropout: float = 0.2
     momentum: float = 0.9
     epsilon: float = 1e-3
@@ -267,7 +271,7 @@ class InceptionV4(linen.Module):
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
         conv_norm = functools.partial(nn.ConvNorm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
-        endpoints = _endpoints(_V4, images, train, self.remat, conv_norm)
+        endpoints = _endpoints(_V4, images, train, self.window, self.remat, conv_norm)
         if self.num_classes is None:
             return None, endpoints
         return nn.Head(self.num_classes, self.dropout, name="head")(endpoints["pooled"], train), endpoints
@@ -287,6 +291,7 @@ class InceptionResNetV2(linen.Module):
     strides: ClassVar[Mapping[str, int]] = _STRIDES_RESNET_V2
 
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     dropout: float = 0.2
     momentum: float = 0.99
     epsilon: float = 1e-3
@@ -298,7 +303,7 @@ class InceptionResNetV2(linen.Module):
         conv_norm = functools.partial(
             nn.ConvNorm, use_scale=False, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype
         )
-        endpoints = _endpoints(_RESNET_V2, images, train, self.remat, conv_norm)
+        endpoints = _endpoints(_RESNET_V2, images, train, self.window, self.remat, conv_norm)
         if self.num_classes is None:
             return None, endpoints
         return nn.Head(self.num_classes, self.dropout, name="head")(endpoints["pooled"], train), endpoints

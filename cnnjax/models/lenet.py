@@ -141,13 +141,19 @@ class TableConv(linen.Module):
 
 
 def rbf_distances(x: jax.Array, codes: Array) -> jax.Array:
-    """Output layer, equation 7: ``y_i = Σ_j (x_j − w_ij)²``; ``x [n, d]``, ``codes [k, d]`` → ``[n, k]``."""
-    chex.assert_rank([x, codes], 2)
-    return jnp.square(x[:, None, :] - codes).sum(-1)
+    """Output layer, equation 7: ``y_i = Σ_j (x_j − w_ij)²``; ``x [n, d]`` or ``[n, h, w, d]``, ``codes [k, d]`` → ``[…, k]``."""
+    chex.assert_rank([x, codes], [{2, 4}, 2])
+    return jnp.square(x[..., None, :] - codes).sum(-1)
 
 
-def _as_32(images: Array) -> jax.Array:
-    """Images ``[n, 28, 28, 1]`` or ``[n, 32, 32, 1]`` as 32×32, padded with zeros; ValueError for other shapes."""
+def _as_32(images: Array, window: tuple[int, int] | None) -> jax.Array:
+    """Images ``[n, 28, 28, 1]`` or ``[n, 32, 32, 1]`` as 32×32, padded with zeros.
+
+    With a window larger ones as they are; ValueError for other shapes.
+    """
+    if window is not None and images.shape[1:] != (28, 28, 1):
+        nn.check_images(images, 32)
+        return jnp.asarray(images)
     if images.ndim != 4 or images.shape[1:] not in ((28, 28, 1), (32, 32, 1)):
         raise ValueError(f"expected images [n, 28, 28, 1] or [n, 32, 32, 1] in [0, 1], got shape {tuple(images.shape)}")
     margin = (32 - images.shape[1]) // 2
@@ -167,6 +173,7 @@ class LeNet5(linen.Module):
 
     Attributes:
       num_classes: 10, the digits; None builds no head.
+      window: as in ``LeNet5Modern``: the space displacement network of sec. VII.
       dtype: type computed in; None: float32.
 
     Raises:
@@ -179,6 +186,7 @@ class LeNet5(linen.Module):
     strides: ClassVar[Mapping[str, int]] = {"c1": 1, "s2": 2, "c3": 2, "s4": 4}
 
     num_classes: int | None = 10
+    window: tuple[int, int] | None = None
     dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
@@ -191,7 +199,7 @@ class LeNet5(linen.Module):
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
-        x = 1.275 * _as_32(images) - 0.1
+        x = 1.275 * _as_32(images, self.window) - 0.1
         init = fan_in_uniform()
         conv = functools.partial(nn.Conv, padding="VALID", kernel_init=init, dtype=self.dtype)
         pool = functools.partial(nn.Subsample, squash, scale_init=fan_in_uniform(4.0), dtype=self.dtype)
@@ -200,9 +208,17 @@ class LeNet5(linen.Module):
         c3 = squash(TableConv(_TABLE_I, dtype=self.dtype, name="c3")(s2))
         s4 = pool(name="s4")(c3)
         c5 = squash(conv(120, 5, name="c5")(s4))
-        c5 = c5.reshape(c5.shape[0], 120)
-        f6 = squash(linen.Dense(84, kernel_init=init, dtype=self.dtype, name="f6")(c5))
-        endpoints = {"c1": c1, "s2": s2, "c3": c3, "s4": s4, "pooled": nn.global_avg_pool(s4), "c5": c5, "f6": f6}
+        c5 = c5.reshape(c5.shape[0], 120) if self.window is None else c5
+        f6 = squash(nn.Dense(84, 1, dtype=self.dtype, kernel_init=init, name="f6")(c5))
+        endpoints = {
+            "c1": c1,
+            "s2": s2,
+            "c3": c3,
+            "s4": s4,
+            "pooled": nn.global_avg_pool(s4, self.window),
+            "c5": c5,
+            "f6": f6,
+        }
         if self.num_classes is None:
             return None, endpoints
         return -rbf_distances(f6.astype(jnp.float32), RBF_CODES), endpoints
@@ -220,6 +236,8 @@ class LeNet5Modern(linen.Module):
 
     Attributes:
       num_classes: classes of the head; None builds no head.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: all of s4. With a window, images
+        of any height and width from 32 pixels are taken.
       dtype: type computed in; None: float32.
 
     Raises:
@@ -231,24 +249,33 @@ class LeNet5Modern(linen.Module):
     strides: ClassVar[Mapping[str, int]] = {"c1": 1, "s2": 2, "c3": 2, "s4": 4}
 
     num_classes: int | None = 10
+    window: tuple[int, int] | None = None
     dtype: Dtype | None = None
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
-        x = _as_32(images)
+        x = _as_32(images, self.window)
         init = linen.initializers.glorot_uniform()  # for tanh
         conv = functools.partial(nn.Conv, padding="VALID", kernel_init=init, dtype=self.dtype)
-        dense = functools.partial(linen.Dense, kernel_init=init)
+        dense = functools.partial(nn.Dense, kernel_init=init)
         c1 = jnp.tanh(conv(6, 5, name="c1")(x))
         s2 = nn.avg_pool(c1, 2)
         c3 = jnp.tanh(conv(16, 5, name="c3")(s2))
         s4 = nn.avg_pool(c3, 2)
-        c5 = jnp.tanh(dense(120, dtype=self.dtype, name="c5")(s4.reshape(s4.shape[0], -1)))
-        f6 = jnp.tanh(dense(84, dtype=self.dtype, name="f6")(c5))
-        endpoints = {"c1": c1, "s2": s2, "c3": c3, "s4": s4, "pooled": nn.global_avg_pool(s4), "c5": c5, "f6": f6}
+        c5 = jnp.tanh(dense(120, self.window, dtype=self.dtype, name="c5")(s4))
+        f6 = jnp.tanh(dense(84, 1, dtype=self.dtype, name="f6")(c5))
+        endpoints = {
+            "c1": c1,
+            "s2": s2,
+            "c3": c3,
+            "s4": s4,
+            "pooled": nn.global_avg_pool(s4, self.window),
+            "c5": c5,
+            "f6": f6,
+        }
         if self.num_classes is None:
             return None, endpoints
-        return dense(self.num_classes, dtype=jnp.float32, name="head")(f6), endpoints
+        return dense(self.num_classes, 1, dtype=jnp.float32, name="head")(f6), endpoints
 
 
 VARIANTS = {"lenet5": LeNet5, "lenet5_modern": LeNet5Modern}

@@ -91,6 +91,7 @@ class MobileNet(linen.Module):
 
     Attributes:
       num_classes: classes of the head; None builds no head.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       width: multiplier of the features, which are rounded down.
       padding: of the stem and of strided depthwise convolutions: None as Keras, 1 as torch (then of any size).
       dropout: probability that a value of ``pooled`` is dropped.
@@ -107,6 +108,7 @@ class MobileNet(linen.Module):
     strides: ClassVar[Mapping[str, int]] = {"block1": 2, "block3": 4, "block5": 8, "block11": 16, "block13": 32}
 
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     width: float = 1.0
     padding: int | None = None
     dropout: float = 1e-3
@@ -132,7 +134,7 @@ class MobileNet(linen.Module):
                 endpoints[f"block{i - 1}"] = x
             x = block(int(features * self.width), strides, strided, conv_norm, name=f"block{i}")(x, train)
         endpoints[f"block{len(_BLOCKS)}"] = x
-        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        x = endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints
@@ -154,6 +156,7 @@ class MobileNetV2(linen.Module):
 
     Attributes:
       num_classes: classes of the head; None builds no head.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       width: multiplier of the features, which are rounded to multiples of 8; ``last`` never has fewer than 1280.
       padding: of all 3×3 convolutions: "SAME" as Keras, 1 as torch.
       dropout: probability that a value of ``pooled`` is dropped (the authors' and torchvision's; Keras has none).
@@ -170,6 +173,7 @@ class MobileNetV2(linen.Module):
     strides: ClassVar[Mapping[str, int]] = {"block1": 2, "block3": 4, "block6": 8, "block13": 16, "last": 32}
 
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     width: float = 1.0
     padding: Padding = "SAME"
     dropout: float = 0.2
@@ -197,7 +201,7 @@ class MobileNetV2(linen.Module):
                 width = _rounded(features * self.width)
                 x = block(expansion, width, step, self.padding, conv_norm, name=f"block{i}")(x, train)
         x = endpoints["last"] = conv_norm(_rounded(1280 * max(1.0, self.width)), 1, name="last")(x, train)
-        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        x = endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints

@@ -108,6 +108,7 @@ class ResNet(linen.Module):
       stride_first: bottlenecks have their stride in the first 1×1.
       reduction: of squeeze-and-excitation; None: no squeeze-and-excitation.
       num_classes: classes of the head; None builds no head.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       zero_init: units start as the identity.
       momentum, epsilon: of BatchNorm.
       remat: compute each stage's activations again in the backward pass.
@@ -126,6 +127,7 @@ class ResNet(linen.Module):
     stride_first: bool = False
     reduction: int | None = None
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     zero_init: bool = False
     momentum: float = 0.9
     epsilon: float = 1e-5
@@ -158,7 +160,7 @@ class ResNet(linen.Module):
             name = f"stage{i + 1}"
             layer = stage(blocks, 2 if i else 1, functools.partial(unit, features), name=name)
             x = endpoints[name] = layer(x, train)
-        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        x = endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
         return nn.Head(self.num_classes, name="head")(x, train), endpoints
@@ -221,6 +223,7 @@ class ResNetV2(linen.Module):
 
     blocks: Sequence[int]
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     momentum: float = 0.99
     epsilon: float = 1.001e-5
     remat: bool = False
@@ -242,7 +245,7 @@ class ResNetV2(linen.Module):
             unit = functools.partial(PreActivationUnit, features, norm=norm, dtype=self.dtype)
             x, endpoints[name] = stage(blocks, 2 if i < 3 else 1, unit, name=name)(x, train)
         x = endpoints["stage4"] = nn.relu(norm(name="norm")(x, use_running_average=not train))
-        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        x = endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
         return nn.Head(self.num_classes, name="head")(x, train), endpoints

@@ -54,6 +54,7 @@ class ResNet34(linen.Module):
 
     Attributes:
       num_classes: classes of the head; None builds no head.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       momentum, epsilon: of BatchNorm.
       remat: compute each unit's activations again in the backward pass.
       dtype: type computed in; None: float32.
@@ -67,6 +68,7 @@ class ResNet34(linen.Module):
     strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     num_classes: int | None = 10
+    window: tuple[int, int] | None = None
     momentum: float = 0.99
     epsilon: float = 1e-3
     remat: bool = False
@@ -86,7 +88,7 @@ class ResNet34(linen.Module):
             strides = 1 if filters == prev_filters else 2
             x = endpoints[f"unit{i}"] = unit(filters, strides, conv_norm, name=f"unit{i}")(x, train)
             prev_filters = filters
-        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        x = endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
         return nn.Head(self.num_classes, kernel_init=_init, name="head")(x, train), endpoints

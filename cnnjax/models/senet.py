@@ -63,6 +63,7 @@ class SENet(linen.Module):
 
     Attributes:
       num_classes: classes of the head; None builds no head.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       dropout: probability that a value of ``pooled`` is dropped.
       momentum, epsilon: of BatchNorm.
       remat: compute each stage's activations again in the backward pass.
@@ -77,6 +78,7 @@ class SENet(linen.Module):
     strides: ClassVar[Mapping[str, int]] = {"stem": 2, "stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     dropout: float = 0.2
     momentum: float = 0.9
     epsilon: float = 1e-5
@@ -103,7 +105,7 @@ class SENet(linen.Module):
             name = f"stage{i + 1}"
             unit = functools.partial(Bottleneck, quarter, conv_norm=conv_norm)
             x = endpoints[name] = stage(blocks, 2 if i else 1, unit, name=name)(x, train)
-        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        x = endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints

@@ -63,6 +63,7 @@ class VGG(linen.Module):
     Attributes:
       convs: convolutions of each block.
       num_classes: classes of the head; None builds no head, nor fc1 and fc2.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       dropout: probability that a value of fc1 or fc2 is dropped.
       remat: compute each block's activations again in the backward pass.
       dtype: type computed in; None: float32.
@@ -76,6 +77,7 @@ class VGG(linen.Module):
 
     convs: Sequence[int]
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     dropout: float = 0.5
     remat: bool = False
     dtype: Dtype | None = None
@@ -99,14 +101,13 @@ class VGG(linen.Module):
             *outputs, x = block(convs, features, self.dtype, name=f"block{i}")(x, train)
             endpoints |= {f"conv{i}_{j}": y for j, y in enumerate(outputs, start=1)}
             endpoints[f"pool{i}"] = x
-        endpoints["pooled"] = nn.global_avg_pool(x)
+        endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
-        dense = functools.partial(linen.Dense, 4096, dtype=self.dtype, kernel_init=linen.initializers.normal(0.01))
-        x = x.reshape(images.shape[0], -1)
-        x = endpoints["fc1"] = nn.relu(dense(name="fc1")(x))
+        dense = functools.partial(nn.Dense, 4096, dtype=self.dtype, kernel_init=linen.initializers.normal(0.01))
+        x = endpoints["fc1"] = nn.relu(dense(self.window, name="fc1")(x))
         x = linen.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-        x = endpoints["fc2"] = nn.relu(dense(name="fc2")(x))
+        x = endpoints["fc2"] = nn.relu(dense(1, name="fc2")(x))
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints
 
 

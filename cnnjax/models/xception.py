@@ -113,6 +113,7 @@ class Xception(linen.Module):
 
     Attributes:
       num_classes: classes of the head; None builds no head.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       dropout: probability that a value of ``pooled`` is dropped.
       padding: of max pooling: "SAME" pads even sizes only at their end, as Keras; 1 pads both sides, as torch. timm's
         ``legacy_xception`` has padding 1, epsilon 1e-5, momentum 0.9.
@@ -129,6 +130,7 @@ class Xception(linen.Module):
     strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     num_classes: int | None = 1000
+    window: tuple[int, int] | None = None
     dropout: float = 0.5
     padding: Padding = "SAME"
     momentum: float = 0.99
@@ -159,7 +161,7 @@ class Xception(linen.Module):
         for i, width in enumerate(_EXIT2, start=1):
             x = nn.relu(separable(width, name=f"exit2_sepconv{i}")(x, train))
         endpoints["exit2"] = x
-        x = endpoints["pooled"] = nn.global_avg_pool(x)
+        x = endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
         return nn.Head(self.num_classes, self.dropout, name="head")(x, train), endpoints

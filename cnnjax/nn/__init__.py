@@ -16,7 +16,9 @@ from cnnjax.nn.block import (
     rematerialized,
 )
 from cnnjax.nn.conv import Conv, ConvTranspose, DepthwiseConv, SeparableConv
+from cnnjax.nn.dense import Dense
 from cnnjax.nn.fold import fold_batch_norm
+from cnnjax.nn.fully_convolutional import to_fully_convolutional
 from cnnjax.nn.norm import BatchNorm, LocalResponseNorm, local_response_norm
 from cnnjax.nn.pool import Subsample
 from cnnjax.nn.pyramid import pyramid
@@ -27,6 +29,7 @@ __all__ = [
     "Conv",
     "ConvNorm",
     "ConvTranspose",
+    "Dense",
     "DepthwiseConv",
     "Head",
     "LocalResponseNorm",
@@ -49,4 +52,5 @@ __all__ = [
     "relu",
     "relu6",
     "rematerialized",
+    "to_fully_convolutional",
 ]

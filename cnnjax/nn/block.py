@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 
 from cnnjax.nn.activation import relu
 from cnnjax.nn.conv import Conv, DepthwiseConv, he_normal
+from cnnjax.nn.dense import Dense
 from cnnjax.nn.norm import BatchNorm
 from cnnjax.ops.pool import global_avg_pool
 from cnnjax.ops.window import Ints, Padding
@@ -87,7 +88,10 @@ class SqueezeExcite(linen.Module):
 
 
 class Head(linen.Module):
-    """Dropout, then a dense layer ``dense`` that gives float32 logits: ``x [n, c]`` → ``[n, num_classes]``."""
+    """Dropout, then a dense layer ``dense`` that gives float32 logits: ``x [n, c]`` → ``[n, num_classes]``.
+
+    A map ``x [n, h, w, c]`` gives logits at each position, by a 1×1 convolution.
+    """
 
     num_classes: int
     dropout: float = 0.0
@@ -96,7 +100,7 @@ class Head(linen.Module):
     @linen.compact
     def __call__(self, x: Array, train: bool) -> jax.Array:
         x = linen.Dropout(self.dropout, deterministic=not train)(x)
-        return linen.Dense(self.num_classes, dtype=jnp.float32, kernel_init=self.kernel_init, name="dense")(x)
+        return Dense(self.num_classes, 1, dtype=jnp.float32, kernel_init=self.kernel_init, name="dense")(x)
 
 
 def check_images(images: Array, smallest: int) -> None:

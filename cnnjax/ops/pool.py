@@ -76,12 +76,15 @@ def avg_pool(
     return (total / _window_sum(ones, size, steps, pads)).astype(x.dtype)
 
 
-def global_avg_pool(x: Array, *, keepdims: bool = False) -> JaxArray:
-    """Average of each whole feature map, summed in float32 or better.
+def global_avg_pool(x: Array, window: Ints | None = None, *, keepdims: bool = False) -> JaxArray:
+    """Average of each whole feature map or, with ``window``, of every window of it, summed in float32 or better.
 
-    ``[n, *spatial, c]`` becomes ``[n, c]``, or ``[n, 1, ..., c]`` with ``keepdims``, in x's type. ValueError
-    unless there are 1, 2 or 3 spatial dimensions.
+    ``[n, *spatial, c]`` becomes ``[n, c]``, or ``[n, 1, ..., c]`` with ``keepdims``, in x's type. With a window, which
+    moves by one position, it becomes ``[n, *(spatial − window + 1), c]``. ValueError unless there are 1, 2 or 3 spatial
+    dimensions and the window fits.
     """
+    if window is not None:
+        return avg_pool(x, window, strides=1)
     axes = tuple(range(1, check_rank(x) + 1))
     x = jnp.asarray(x)
     wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -141,7 +141,7 @@ class TableConv(linen.Module):
 
 
 def rbf_distances(x: jax.Array, codes: Array) -> jax.Array:
-    """Output layer, equation 7: ``y_i = Σ_j (x_j − w_ij)²``; ``x [n, d]`` or ``[n, h, w, d]``, ``codes [k, d]`` → ``[…, k]``."""
+    """Output layer, equation 7: ``y_i = Σ_j (x_j − w_ij)²``; ``x [n, d]`` or ``[n, h, w, d]``, ``codes [k, d]``."""
     chex.assert_rank([x, codes], [{2, 4}, 2])
     return jnp.square(x[..., None, :] - codes).sum(-1)
 

@@ -36,7 +36,7 @@ TIMED, PICTURED = 20, 6  # canvases
 class Config:
     """Canvases, windows, and training."""
 
-    canvases: settings.PositiveInt = 800
+    canvases: settings.PositiveInt = 600
     """Canvases composed of the training digits; a quarter of it for validation, and for test."""
     canvas_size: settings.Pixels = 160
     """Height and width of a canvas, in pixels."""
@@ -44,9 +44,9 @@ class Config:
     """Factors by which a canvas is resized, for objects of several sizes; the windows have always 32 pixels."""
     objectness: settings.Fraction = 0.3
     """Objectness below which a window has no object."""
-    overlap: settings.Fraction = 0.4
+    overlap: settings.Fraction = 0.45
     """IoU above which the better box suppresses the other; in the chapter 0.6."""
-    epochs: settings.PositiveInt = 30
+    epochs: settings.PositiveInt = 16
     """Passes over the crops."""
     batch_size: settings.PositiveInt = 128
     """Crops per step, over all devices."""

@@ -11,7 +11,6 @@ again whenever the run is started; all else stays, bit for bit.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,12 +23,12 @@ from cnnjax.data import canvases, catalog, crops, pipeline
 from cnnjax.metrics import detection
 from cnnjax.ops.sliding import Windows
 from cnnjax.tasks import slide
-from cnnjax.types import Array, Picture, PyTree, Task
+from cnnjax.types import Picture, PyTree, Task
 
 CLASSES = 5
 MODEL = "lenet5_modern"  # it pads nothing, so that a cell of the map equals the window that it sees
 SIDE = 32  # pixels that LeNet-5 sees
-TIMED, PICTURED = 20, 6  # canvases
+PICTURED = 6  # canvases
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Config:
 def resolve(config: Config) -> Config:
     """Checks the settings before anything is composed, and makes ``--smoke`` small."""
     config = experiment.resolve(config, "detect-sliding")
-    smoke = {"canvases": 16, "canvas_size": 64, "scales": (1.0, 0.5), "epochs": 1, "batch_size": 16, "log_every": 1}
+    smoke = {"canvases": 16, "canvas_size": 64, "scales": (1.0,), "epochs": 1, "batch_size": 16, "log_every": 1}
     return settings.change(config, **smoke) if config.output.smoke else config
 
 
@@ -128,85 +127,61 @@ def build(config: Config) -> Experiment:
     return Experiment(pictures, cut, windows, card, model, task, plan, variables)
 
 
-Detect = Callable[[Array], dict[str, np.ndarray]]
-"""uint8 images [n, h, w, c] → detections on the host, see ``slide.detector``."""
+class Way(NamedTuple):
+    """Detections in the test canvases, one way, each canvas by itself."""
+
+    found: list[dict[str, np.ndarray]]
+    milliseconds: float
+    """Median time of a canvas, from its pixels to its boxes."""
 
 
-def detectors(config: Config, built: Experiment, variables: PyTree) -> dict[str, Detect]:
-    """The two ways: ``sliding``, window by window, and ``fcn``, in one pass."""
-    made, converted = nn.to_fully_convolutional(built.model, variables, (SIDE, SIDE, 1))
-    ways = {
-        "sliding": (slide.one_by_one(built.model, built.windows), variables),
-        "fcn": (slide.in_one_pass(made), converted),
-    }
+def look(config: Config, built: Experiment, apply: slide.Apply, variables: PyTree) -> Way:
+    """Looks at each test canvas by ``apply``, with the thresholds of the config."""
     thresholds = {"objectness": config.objectness, "overlap": config.overlap}
-    found = {}
-    for name, (apply, weights) in ways.items():
-        detect = jax.jit(slide.detector(apply, built.card.prepare, built.windows, **thresholds))
-        found[name] = lambda images, detect=detect, weights=weights: jax.device_get(detect(weights, images))
-    return found
-
-
-def predictions(found: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Detections of each picture, as ``metrics.detection`` takes them."""
-    names = ("boxes", "labels", "scores")
-    return [{name: found[name][i][valid] for name in names} for i, valid in enumerate(found["valid"])]
-
-
-def difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    """Largest distance between a box of one way and the same box of the other, in pixels; infinite where one lacks."""
-    if not np.array_equal(one["valid"], other["valid"]):
-        return float("inf")
-    return float(np.abs(one["boxes"] - other["boxes"])[one["valid"]].max(initial=0))
-
-
-def seconds(detect: Detect, images: Array) -> float:
-    """Median time of a picture, alone."""
-    times = []
-    for image in images[:TIMED]:
+    detect = jax.jit(slide.detector(apply, built.card.prepare, built.windows, **thresholds))
+    images, found, times = built.pictures.test.fields["image"], [], []
+    detect(variables, images[:1])["boxes"].block_until_ready()  # compiles
+    for image in images:
         start = time.perf_counter()
-        detect(image[None])
+        found.append({name: x[0] for name, x in jax.device_get(detect(variables, image[None])).items()})
         times.append(time.perf_counter() - start)
-    return float(np.median(times[1:] or times))  # the first is compiled
+    boxes = [{name: each[name][each["valid"]] for name in ("boxes", "labels", "scores")} for each in found]
+    return Way(boxes, 1e3 * float(np.median(times)))
 
 
-def evaluate(ways: dict[str, Detect], pictures: Any, split: str) -> tuple[dict[str, float], dict[str, Any]]:
-    """Figures of a split of canvases, and the detections of each way."""
-    images, batch = pictures.fields["image"], 8
-    found = {}
-    for name, detect in ways.items():
-        parts = [detect(images[i : i + batch]) for i in range(0, len(images), batch)]
-        found[name] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+def compare(pictures: Any, sliding: Way, fcn: Way) -> dict[str, float]:
+    """Figures of the two ways on the test canvases."""
+    fields = pictures.fields
     truths = [
-        {"boxes": pictures.fields["boxes"][i][mask], "labels": pictures.fields["labels"][i][mask]}
-        for i, mask in enumerate(pictures.fields["box_mask"])
+        {"boxes": boxes[mask], "labels": labels[mask]}
+        for boxes, labels, mask in zip(fields["boxes"], fields["labels"], fields["box_mask"], strict=True)
     ]
-    precision = {
-        name: float(np.mean(list(detection.voc_ap(truths, predictions(each)).values()))) for name, each in found.items()
-    }
-    times = {name: seconds(detect, images) for name, detect in ways.items()}
+    pairs = [(a["boxes"], b["boxes"]) for a, b in zip(sliding.found, fcn.found, strict=True)]
+    same = all(len(a) == len(b) for a, b in pairs)
+    off = max(float(np.abs(a - b).max(initial=0)) for a, b in pairs) if same else float("inf")
     return {
-        f"{split}/map": precision["fcn"],
-        f"{split}/map_sliding": precision["sliding"],
-        f"{split}/boxes": int(found["fcn"]["valid"].sum()),
-        f"{split}/largest_difference_px": difference(*found.values()),
-        **{f"{name}_ms": 1e3 * each for name, each in times.items()},
-        "speedup": times["sliding"] / times["fcn"],
-    }, found
+        "test/map": float(np.mean(list(detection.voc_ap(truths, fcn.found).values()))),
+        "test/map_sliding": float(np.mean(list(detection.voc_ap(truths, sliding.found).values()))),
+        "test/boxes": sum(len(b) for _, b in pairs),
+        "test/largest_difference_px": off,
+        "sliding_ms": sliding.milliseconds,
+        "fcn_ms": fcn.milliseconds,
+        "speedup": sliding.milliseconds / fcn.milliseconds,
+    }
 
 
-def picture(pictures: Any, found: dict[str, dict[str, np.ndarray]]) -> plot.Figure:
-    """Figure of the first canvases, each with the boxes of either way and their objectness."""
+def picture(pictures: Any, **ways: Way) -> plot.Figure:
+    """Figure of the first canvases, each with the boxes of every way and their objectness."""
 
     def drawn(place: int, name: str) -> Picture:
-        each = predictions(found[name])[place]
+        each = ways[name].found[place]
         names = [f"{pictures.classes[k]} {s:.0%}" for k, s in zip(each["labels"], each["scores"], strict=True)]
-        title = f"{name}: {len(names)} boxes of {pictures.fields['box_mask'][place].sum()} objects"
+        title = f"{name}: {len(names)} boxes, {pictures.fields['box_mask'][place].sum()} objects"
         colors = tuple((1 + each["labels"]).tolist())
         return Picture(pictures.fields["image"][place], title, each["boxes"], tuple(names), colors)
 
     places = range(min(PICTURED, len(pictures)))
-    return plot.pictures([drawn(place, name) for place in places for name in found], columns=4)
+    return plot.pictures([drawn(place, name) for place in places for name in ways], columns=4)
 
 
 def main(config: Config) -> dict[str, float]:
@@ -223,18 +198,21 @@ def main(config: Config) -> dict[str, float]:
             scores = score(epoch.variables, built.crops.valid, "valid").figures
             epoch.report(scores, best=f"valid/{built.task.best}")
         variables, scores = experiment.kept(config.loop.keep, built.plan, built.variables, mesh, run, epoch)
-        figures, found = evaluate(detectors(config, built, jax.device_get(variables)), built.pictures.test, "test")
-        summary = {**score(variables, built.crops.test, "test").figures, **scores, **figures}
+        variables, test = jax.device_get(variables), built.pictures.test
+        sliding = look(config, built, slide.one_by_one(built.model, built.windows), variables)
+        made, converted = nn.to_fully_convolutional(built.model, variables, (SIDE, SIDE, 1))
+        fcn = look(config, built, slide.in_one_pass(made), converted)
+        summary = {**score(variables, built.crops.test, "test").figures, **scores, **compare(test, sliding, fcn)}
         served = serving.Served(built.card, built.model, variables)
         drawings = {
-            "detections.png": lambda: picture(built.pictures.test, found),
+            "detections.png": lambda: picture(test, sliding=sliding, fcn=fcn),
             "crops.png": lambda: experiment.examples(served, built.crops.test),
         }
         experiment.finish(run, summary, served, drawings)
         facts = {
             "crops": f"{len(built.crops.train):,} of {len(built.pictures.train):,} canvases",
             "right crops": f"{summary['test/right']:.2%} of {len(built.crops.test):,} of test",
-            "mAP@0.5": f"{summary['test/map']:.3f}, of {len(built.pictures.test)} test canvases",
+            "mAP@0.5": f"{summary['test/map']:.3f}, of {len(test)} test canvases",
             "a canvas, window by window": f"{summary['sliding_ms']:.1f} ms",
             "a canvas, fully convolutional": f"{summary['fcn_ms']:.1f} ms, {summary['speedup']:.1f} times faster",
             "largest difference of a box": f"{summary['test/largest_difference_px']:.2g} pixels",

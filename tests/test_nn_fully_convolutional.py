@@ -31,6 +31,8 @@ SHAPES = {
 SLOW = (
     "alexnet_torchvision",
     "alexnet_two_tower",
+    "darknet19",
+    "darknet53",
     "fashion_cnn",
     "googlenet",
     "inception_v3",

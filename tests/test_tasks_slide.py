@@ -45,33 +45,43 @@ def test_losses_and_figures_by_hand():
     none = output([0, 0, 9, 0, 0], -9, [0, 0, 32, 32])
     wrong = output([9, 0, 0, 0, 0], 9, [0, 0, 16, 16])
     task = slide.task(Constant([right, none, wrong]), lambda x: x, CLASSES)
-    sums, _ = task.eval_fn({}, BATCH)
+    sums, _ = jax.jit(task.eval_fn)({}, BATCH)
     figures = task.figures(jax.device_get(sums), {})
     assert figures == pytest.approx({"objectness": 1, "right": 2 / 3, "accuracy": 0.5, "iou": (1 + 64 / 448) / 2})
-    loss, (_, sums) = task.loss_fn({}, BATCH, jax.random.key(0))
     side = np.log1p(np.exp(-9))
     box = 10 * (2 * 0.25**2 + 0) / 4  # the center is off by a quarter of the window both ways, the sides are right
     by_hand = [side + np.log1p(4 * np.exp(-9)), side, side + np.log(np.exp(9) + 4) + box]
-    assert float(loss) == pytest.approx(np.mean(by_hand), rel=1e-5)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(numbers):
+        return slide.task(Constant(numbers), lambda x: x, CLASSES).loss_fn({}, BATCH, jax.random.key(0))[0]
+
+    value, grads = loss(np.stack([right, none, wrong]))
+    assert float(value) == pytest.approx(np.mean(by_hand), rel=1e-5)
     # Where there is no object, neither class nor box has a gradient.
-    grads = jax.grad(lambda x: slide.task(Constant(x), lambda x: x, CLASSES).loss_fn({}, BATCH, None)[0])(
-        np.stack([right, none, wrong])
-    )
     assert (np.asarray(grads)[1] != 0).tolist() == [False] * 5 + [True] + [False] * 4
 
 
 def test_the_best_windows_become_boxes_in_the_picture():
     windows = Windows(32, 4, (1.0, 0.5))
+    first, same, border = (
+        output(logits, objectness, box)
+        for logits, objectness, box in (
+            ([0, 0, 5, 0, 0], 3, [10, 8, 22, 24]),
+            ([0, 5, 0, 0, 0], 2, [6, 8, 18, 24]),  # the same box, seen by the next window
+            ([5, 0, 0, 0, 0], 1, [8, 8, 24, 24]),  # in the corner of the picture
+        )
+    )
+    large = output([0, 0, 0, 0, 5], 4, [8, 8, 24, 24])
 
     def apply(variables, images):
         rows, columns = windows.grid(*images.shape[1:3])[0].shape
-        numbers = np.tile(output([0] * 5, -9, [0, 0, 1, 1]), (len(images), rows, columns, 1))
+        numbers = np.full((len(images), rows, columns, 10), -9, np.float32)
         if images.shape[1] == 96:  # scale 1: 64 pixels, and 16 on either side
-            numbers[0, 4, 8] = output([0, 0, 5, 0, 0], 3, [10, 8, 22, 24])
-            numbers[0, 4, 9] = output([0, 5, 0, 0, 0], 2, [6, 8, 18, 24])  # the same box, seen by the next window
-            numbers[0, 0, 0] = output([5, 0, 0, 0, 0], 1, [8, 8, 24, 24])  # reaches over the border
+            numbers[0, 4, 8], numbers[0, 4, 9], numbers[0, 0, 0] = first, same, border
         else:
-            numbers[1, 2, 3] = output([0, 0, 0, 0, 5], 4, [8, 8, 24, 24])
+            numbers[1, 2, 3] = large
         return jnp.asarray(numbers)
 
     detect = slide.detector(apply, lambda x: x, windows, objectness=0.5, overlap=0.6, most=4)

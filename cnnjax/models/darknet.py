@@ -46,6 +46,7 @@ class Darknet19(linen.Module):
       num_classes: classes of the head; None builds no head.
       remat: compute each stage's activations again in the backward pass.
       dtype: type computed in; None: float32.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
 
     Raises:
       ValueError: the images are smaller than 32 pixels.
@@ -58,6 +59,7 @@ class Darknet19(linen.Module):
     num_classes: int | None = 1000
     remat: bool = False
     dtype: Dtype | None = None
+    window: tuple[int, int] | None = None
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
@@ -67,10 +69,10 @@ class Darknet19(linen.Module):
         for i, features in enumerate(_STAGES_19, start=1):
             x = nn.max_pool(x, 2) if i > 1 else x
             x = endpoints[f"stage{i}"] = stage(features, self.dtype, name=f"stage{i}")(x, train)
-        endpoints["pooled"] = nn.global_avg_pool(x)
+        endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
-        logits = nn.global_avg_pool(nn.Conv(self.num_classes, 1, dtype=self.dtype, name="head")(x))
+        logits = nn.global_avg_pool(nn.Conv(self.num_classes, 1, dtype=self.dtype, name="head")(x), self.window)
         return logits.astype(jnp.float32), endpoints
 
 
@@ -99,6 +101,7 @@ class Darknet53(linen.Module):
       num_classes: classes of the head; None builds no head.
       remat: compute each stage's activations again in the backward pass.
       dtype: type computed in; None: float32.
+      window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
 
     Raises:
       ValueError: the images do not have four axes.
@@ -111,6 +114,7 @@ class Darknet53(linen.Module):
     num_classes: int | None = 1000
     remat: bool = False
     dtype: Dtype | None = None
+    window: tuple[int, int] | None = None
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
@@ -120,12 +124,14 @@ class Darknet53(linen.Module):
         endpoints = {"stem": x}
         for i, (features, units) in enumerate(_UNITS_53, start=1):
             x = endpoints[f"stage{i}"] = stage(features, units, self.dtype, name=f"stage{i}")(x, train)
-        endpoints["pooled"] = nn.global_avg_pool(x)
+        endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
             return None, endpoints
         # The authors write the dense layer as a 1×1 convolution of the average.
-        logits = nn.Conv(self.num_classes, 1, dtype=self.dtype, name="head")(endpoints["pooled"][:, None, None])
-        return logits[:, 0, 0].astype(jnp.float32), endpoints
+        head = nn.Conv(self.num_classes, 1, dtype=self.dtype, name="head")
+        pooled = endpoints["pooled"]
+        logits = head(pooled) if self.window else head(pooled[:, None, None])[:, 0, 0]
+        return logits.astype(jnp.float32), endpoints
 
 
 class Residual(linen.Module):

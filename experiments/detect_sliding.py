@@ -12,6 +12,7 @@ again whenever the run is started; all else stays, bit for bit.
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from cnnjax.data import canvases, catalog, crops, pipeline
 from cnnjax.metrics import detection
 from cnnjax.ops.sliding import Windows
 from cnnjax.tasks import slide
-from cnnjax.types import Picture, PyTree, Task
+from cnnjax.types import Picture, PyTree, Task, UserError
 
 CLASSES = 5
 MODEL = "lenet5_modern"  # it pads nothing, so that a cell of the map equals the window that it sees
@@ -51,7 +52,6 @@ class Config:
     """Crops per step, over all devices."""
 
     optimization: tyro.conf.OmitArgPrefixes[settings.Optimization] = settings.Optimization(learning_rate=3e-3)
-    reading: tyro.conf.OmitArgPrefixes[settings.Reading] = settings.Reading()
     loop: tyro.conf.OmitArgPrefixes[settings.Loop] = settings.Loop()
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
@@ -59,6 +59,8 @@ class Config:
 def resolve(config: Config) -> Config:
     """Checks the settings before anything is composed, and makes ``--smoke`` small."""
     config = experiment.resolve(config, "detect-sliding")
+    if not config.scales:
+        raise UserError("--scales wants at least one factor, such as 1")
     smoke = {"canvases": 16, "canvas_size": 64, "scales": (1.0,), "epochs": 1, "batch_size": 16, "log_every": 1}
     return settings.change(config, **smoke) if config.output.smoke else config
 
@@ -189,8 +191,8 @@ def main(config: Config) -> dict[str, float]:
     config = resolve(config)
     mesh = experiment.mesh(config.batch_size, config.optimization.accumulate, tune_malloc=config.loop.tune_malloc)
     built = build(config)
-    batches = config.reading.batches(built.crops.train, config.batch_size, config.loop.seed)
-    score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
+    batches = partial(pipeline.train_batches, built.crops.train, config.batch_size, config.loop.seed)
+    score = experiment.scorer(built.task, mesh, config.batch_size)
     with experiment.opened(config, built.crops) as run:
         experiment.show_plan(built.plan, built.variables["params"], run)
         options = config.loop.fit_settings(config.batch_size)

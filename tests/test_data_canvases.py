@@ -53,6 +53,8 @@ def test_classes_that_are_not_there_are_named():
     source = Arrays({"image": np.zeros((3, 8, 8, 1), np.uint8), "label": np.full(3, 1, np.int32)}, ("a", "b"))
     with pytest.raises(UserError, match=r"images of the first 1 classes and of others, got \('a', 'b'\)"):
         canvases.compose(source, 1, 2, seed=0)
+    with pytest.raises(UserError, match="a canvas of 40 pixels has no room for images of up to 42"):
+        canvases.compose(source, 2, 2, seed=0, side=40)
 
 
 def test_crops_with_an_object_have_it_in_the_middle(pictures):

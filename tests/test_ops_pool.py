@@ -67,6 +67,16 @@ def test_global_average():
     assert pool.global_avg_pool(x[0]).shape == (3, 5)
 
 
+def test_global_average_of_each_window():
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 3)).astype(np.float32)
+    found = pool.global_avg_pool(x, (4, 3))
+    assert found.shape == (2, 2, 4, 3)
+    np.testing.assert_allclose(found[:, 1, 2], x[:, 1:5, 2:5].mean((1, 2)), atol=1e-6)
+    np.testing.assert_allclose(pool.global_avg_pool(x, (5, 6))[:, 0, 0], pool.global_avg_pool(x), atol=1e-6)
+    with pytest.raises(ValueError, match="does not fit"):
+        pool.global_avg_pool(x, 6)
+
+
 @pytest.mark.parametrize(
     ("spatial", "size"), [((7,), 3), ((5, 2), (3, 6)), ((6, 6), 6), ((13, 12), (6, 4)), ((1, 1), 2)]
 )

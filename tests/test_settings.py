@@ -23,6 +23,7 @@ class Config:
     image_size: settings.PositiveInt | None = None
     zoom_out: Annotated[settings.Fraction, settings.MAY_DIFFER] = 0.5
     names: tuple[str, ...] = ("a",)
+    scales: tuple[settings.Share, ...] = (1.0, 0.5)
     phases: tuple[settings.Phase, ...] = (settings.Phase("one", 1, 0.1), settings.Phase("two", 2, 0.2))
     augmentation: tyro.conf.OmitArgPrefixes[settings.Augmentation] = settings.Augmentation(flip=True)
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
@@ -62,6 +63,7 @@ def test_flags_are_flat_and_so_is_what_json_says():
         ({"zoom_out": 1.0}, "--zoom-out must be in 0 … 1, 1 excluded, got 1.0"),
         ({"shift": float("nan")}, "--shift must be in 0 … 1, 1 excluded, got nan"),
         ({"rotate": float("inf")}, "--rotate must be 0 or more, at most 1e+30, got inf"),
+        ({"scales": (1.0, 0.0, 0.5)}, "--scales must be above 0, at most 1, got 0.0"),
         ({"phases": (settings.Phase("x", -1, 0.1),)}, "--phases.0.epochs must be 0 or more, got -1"),
         ({"epochs": -3, "zoom": 2.0}, "--epochs must be above 0, got -3; --zoom must be in 0 … 1, 1 excluded, got 2.0"),
     ],

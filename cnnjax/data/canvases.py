@@ -38,8 +38,10 @@ def compose(
       boxes, without area where there are fewer.
 
     Raises:
-      UserError: the source has no image of an object or of a stranger.
+      UserError: the source has no image of an object or of a stranger, or the canvas is too small for one.
     """
+    if side < sizes[1]:
+        raise UserError(f"a canvas of {side} pixels has no room for images of up to {sizes[1]}: make it larger")
     labels = source.fields["label"]
     known, unknown = np.flatnonzero(labels < classes), np.flatnonzero(labels >= classes)
     if not len(known) or (strangers and not len(unknown)):

@@ -21,9 +21,8 @@ import tyro
 
 from cnnjax import cli, experiment, fit, models, nn, optim, plot, serving, settings, train
 from cnnjax.data import canvases, catalog, crops, pipeline
-from cnnjax.metrics import detection
 from cnnjax.ops.sliding import Windows
-from cnnjax.tasks import slide
+from cnnjax.tasks import detect, slide
 from cnnjax.types import Picture, PyTree, Task, UserError
 
 CLASSES = 5
@@ -130,42 +129,38 @@ def build(config: Config) -> Experiment:
 
 
 class Way(NamedTuple):
-    """Detections in the test canvases, one way, each canvas by itself."""
+    """Detections in the test canvases, one way."""
 
-    found: list[dict[str, np.ndarray]]
+    found: dict[str, np.ndarray]
+    """``boxes``, ``scores``, ``labels``, ``valid`` of each canvas, see ``slide.detector``."""
     milliseconds: float
-    """Median time of a canvas, from its pixels to its boxes."""
+    """Median time of a canvas by itself, from its pixels to its boxes."""
 
 
 def look(config: Config, built: Experiment, apply: slide.Apply, variables: PyTree) -> Way:
     """Looks at each test canvas by ``apply``, with the thresholds of the config."""
     thresholds = {"objectness": config.objectness, "overlap": config.overlap}
-    detect = jax.jit(slide.detector(apply, built.card.prepare, built.windows, **thresholds))
+    detector = jax.jit(slide.detector(apply, built.card.prepare, built.windows, **thresholds))
     images, found, times = built.pictures.test.fields["image"], [], []
-    detect(variables, images[:1])["boxes"].block_until_ready()  # compiles
+    jax.block_until_ready(detector(variables, images[:1]))  # compiles
     for image in images:
         start = time.perf_counter()
-        found.append({name: x[0] for name, x in jax.device_get(detect(variables, image[None])).items()})
+        found.append(jax.device_get(detector(variables, image[None])))
         times.append(time.perf_counter() - start)
-    boxes = [{name: each[name][each["valid"]] for name in ("boxes", "labels", "scores")} for each in found]
-    return Way(boxes, 1e3 * float(np.median(times)))
+    return Way(jax.tree.map(lambda *x: np.concatenate(x), *found), 1e3 * float(np.median(times)))
 
 
 def compare(pictures: Any, sliding: Way, fcn: Way) -> dict[str, float]:
-    """Figures of the two ways on the test canvases."""
-    fields = pictures.fields
-    truths = [
-        {"boxes": boxes[mask], "labels": labels[mask]}
-        for boxes, labels, mask in zip(fields["boxes"], fields["labels"], fields["box_mask"], strict=True)
-    ]
-    pairs = [(a["boxes"], b["boxes"]) for a, b in zip(sliding.found, fcn.found, strict=True)]
-    same = all(len(a) == len(b) for a, b in pairs)
-    off = max(float(np.abs(a - b).max(initial=0)) for a, b in pairs) if same else float("inf")
+    """Figures of the fully convolutional way on the test canvases, and of both beside each other."""
+    truth = {f"true_{name}": pictures.fields[name] for name in ("boxes", "labels", "box_mask")}
+    truth["true_ignore"] = np.zeros_like(truth["true_box_mask"])
+    precision = detect.figures({"count": np.float64(len(pictures))}, {**fcn.found, **truth}, pictures.classes)
+    same = all(np.array_equal(sliding.found[name], fcn.found[name]) for name in ("valid", "labels"))
+    off = np.abs(sliding.found["boxes"] - fcn.found["boxes"])[fcn.found["valid"]]
     return {
-        "test/map": float(np.mean(list(detection.voc_ap(truths, fcn.found).values()))),
-        "test/map_sliding": float(np.mean(list(detection.voc_ap(truths, sliding.found).values()))),
-        "test/boxes": sum(len(b) for _, b in pairs),
-        "test/largest_difference_px": off,
+        **{f"test/{name}": x for name, x in precision.items()},
+        "test/boxes": int(fcn.found["valid"].sum()),
+        "test/largest_difference_px": float(off.max(initial=0)) if same else float("inf"),
         "sliding_ms": sliding.milliseconds,
         "fcn_ms": fcn.milliseconds,
         "speedup": sliding.milliseconds / fcn.milliseconds,
@@ -176,14 +171,13 @@ def picture(pictures: Any, **ways: Way) -> plot.Figure:
     """Figure of the first canvases, each with the boxes of every way and their objectness."""
 
     def drawn(place: int, name: str) -> Picture:
-        each = ways[name].found[place]
-        names = [f"{pictures.classes[k]} {s:.0%}" for k, s in zip(each["labels"], each["scores"], strict=True)]
-        title = f"{name}: {len(names)} boxes, {pictures.fields['box_mask'][place].sum()} objects"
-        colors = tuple((1 + each["labels"]).tolist())
-        return Picture(pictures.fields["image"][place], title, each["boxes"], tuple(names), colors)
+        found = {key: x[place] for key, x in ways[name].found.items()}
+        each = detect.draw({"image": pictures.fields["image"][place]}, found, pictures.classes)
+        true = int(pictures.fields["box_mask"][place].sum())
+        return each._replace(title=f"{name}: {len(each.boxes)} boxes, {true} objects")
 
     places = range(min(PICTURED, len(pictures)))
-    return plot.pictures([drawn(place, name) for place in places for name in ways], columns=4)
+    return plot.pictures([drawn(place, name) for place in places for name in ways])
 
 
 def main(config: Config) -> dict[str, float]:
@@ -214,7 +208,7 @@ def main(config: Config) -> dict[str, float]:
         facts = {
             "crops": f"{len(built.crops.train):,} of {len(built.pictures.train):,} canvases",
             "right crops": f"{summary['test/right']:.2%} of {len(built.crops.test):,} of test",
-            "mAP@0.5": f"{summary['test/map']:.3f}, of {len(test)} test canvases",
+            "mAP@0.5": f"{summary['test/map50']:.3f}, of {len(test)} test canvases",
             "a canvas, window by window": f"{summary['sliding_ms']:.1f} ms",
             "a canvas, fully convolutional": f"{summary['fcn_ms']:.1f} ms, {summary['speedup']:.1f} times faster",
             "largest difference of a box": f"{summary['test/largest_difference_px']:.2g} pixels",

@@ -3,7 +3,8 @@
 Classifiers lie here, detectors in ``detection``. To add a family, add a file with a table; no other file changes. A
 variant is a Flax module class, or a ``functools.partial`` of one, that needs no argument; its ``num_classes`` is the
 paper's by default. In a classifier None builds no head; every classifier is a ``types.Backbone``: it has
-``image_shape``, ``aux_weights`` and ``strides``.
+``image_shape``, ``aux_weights`` and ``strides``. By its field ``window`` ``nn.to_fully_convolutional`` slides it over
+larger images.
 """
 
 import difflib

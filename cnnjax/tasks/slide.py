@@ -129,12 +129,14 @@ def draw(example: Example, prediction: Prediction, classes: Sequence[str]) -> Pi
 
 
 def one_by_one(model: linen.Module, windows: Windows) -> Apply:
-    """Numbers by cutting out every window; the windows of an image go through the network as one batch."""
+    """Numbers by cutting out every window; a row of windows at a time goes through the network as one batch."""
 
     def apply(variables: PyTree, images: Array) -> jax.Array:
-        cut = windows.cut(images)
-        output, _ = model.apply(variables, cut.reshape(-1, *cut.shape[3:]), train=False)
-        return output.reshape(*cut.shape[:3], -1)
+        def row(cut: jax.Array) -> jax.Array:
+            output, _ = model.apply(variables, cut.reshape(-1, *cut.shape[2:]), train=False)
+            return output.reshape(*cut.shape[:2], -1)
+
+        return jax.lax.map(row, windows.cut(images).swapaxes(0, 1)).swapaxes(0, 1)
 
     return apply
 

@@ -175,9 +175,7 @@ def show_splits(splits: Splits) -> None:
     classes, columns, boxes = splits.train.classes, {}, False
     for part, source in splits.given.items():
         labels = sources.known_labels(source)
-        counts = targets.class_counts(source)
-        if labels is not None:
-            counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+        counts = targets.class_counts(source) if labels is None else np.bincount(labels, minlength=len(classes))
         boxes |= labels is None and counts is not None
         columns[part] = [*(["?"] * len(classes) if counts is None else counts.tolist()), len(source)]
     rows = [

@@ -178,7 +178,7 @@ def labels(source: Source) -> np.ndarray:
 
 
 def known_labels(source: Source) -> np.ndarray | None:
-    """Class of every example, int32 [n], -1 without an object; None where images must be read or may have several."""
+    """Class of every example, int32 [n], where no image must be read for it and each has one; else None."""
     if isinstance(source, Subset):
         whole = known_labels(source.source)
         return None if whole is None else whole[source.indices]
@@ -186,9 +186,9 @@ def known_labels(source: Source) -> np.ndarray | None:
         return known_labels(source.source)
     if isinstance(source, Arrays) and "label" not in source.fields:
         several = source.fields.get("labels")
-        if several is None or several.shape[1:] != (1,):
+        if several is None or several.shape[1:] != (1,) or not source.fields["box_mask"].all():
             return None
-        return np.where(source.fields["box_mask"][:, 0], several[:, 0], -1)
+        return several[:, 0]
     return labels(source) if isinstance(source, Arrays | Folder) else None
 
 

@@ -112,7 +112,7 @@ def figures(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {**found, "accuracy": float(sums["correct"]) / objects, "iou": float(sums["iou"]) / objects}
 
 
-def describe(prediction: Prediction, classes: Sequence[str], most: int) -> dict[str, Any]:
+def describe(prediction: Prediction, classes: Sequence[str], most: int | None) -> dict[str, Any]:
     """Objectness, likeliest classes, and the box, xyxy in the pixels of the prediction."""
     return {
         "objectness": round(float(prediction["objectness"]), 4),

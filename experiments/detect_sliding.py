@@ -1,6 +1,6 @@
 """Detection of several objects by sliding a small network over a picture, and by the same as a fully convolutional one.
 
-    python experiments/detect_sliding.py                # scanned digits on canvases: about 7 min on 2 CPU cores
+    python experiments/detect_sliding.py                # scanned digits on canvases: 9 min on 2 busy CPU cores
     python experiments/detect_sliding.py --smoke        # seconds
 
 The network is LeNet-5 with the chapter's ten numbers for each window: 5 classes (the digits 0 to 4; 5 to 9 lie around,

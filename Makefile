@@ -27,8 +27,8 @@ $(PARITY_STAMP): $(STAMP)
 	@touch $@
 
 parity: $(PARITY_STAMP)  ## slow tests: every model takes a step, and equals torchvision's and timm's, which it installs
-	CNNJAX_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/parity tests/test_ops_cpu.py --numprocesses 2 --dist worksteal
-	$(BIN)/python -m pytest -m exhaustive --numprocesses 2 --dist worksteal
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 CNNJAX_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/parity tests/test_ops_cpu.py --numprocesses 2 --dist worksteal
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m exhaustive --numprocesses 2 --dist worksteal
 
 lint: $(STAMP)  ## check style, format and types
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import functools
 import re
+from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.export
@@ -23,11 +25,12 @@ KEY = jax.random.key(0)
 KEYS = {"params": KEY, "dropout": KEY}
 # Deeper variants of a network that is tested with fewer layers.
 DEEPER = re.compile(r"resnet(34|101|152)(_v1|_v2)?|seresnet(101|152)|vgg19|inception_v4|senet154")
-every_model = pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.exhaustive] if DEEPER.fullmatch(name) else []) for name in models.names()],
-)
+CASES = [
+    pytest.param(name, marks=[pytest.mark.exhaustive] if DEEPER.fullmatch(name) else []) for name in models.names()
+]
+every_model = pytest.mark.parametrize("name", CASES)
 ONE_SIZE = ("lenet5", "lenet5_modern")  # 28 pixels, which they pad to 32 before the first layer
+(COUNT,) = jax.export.symbolic_shape("n")
 
 
 def images(shape, n=2):
@@ -38,29 +41,69 @@ def shapes(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
-def abstract(model, **kwargs):
-    """Variables and outputs as shapes, without computing."""
-    x = images(model.image_shape)
-    variables = jax.eval_shape(model.init, KEY, x)
-    return variables, jax.eval_shape(functools.partial(model.apply, **kwargs), variables, x)
+# Shapes of everything, without computing. Tracing takes long, so tests share what they look at.
+
+
+class Initialized(NamedTuple):
+    variables: dict
+    logits: jax.ShapeDtypeStruct | None
+    endpoints: dict
+    kernels: dict  # path of a convolution with 10³ to 10⁶ weights → (its initializer, the arguments of that)
+
+
+class Applied(NamedTuple):
+    logits: jax.ShapeDtypeStruct
+    endpoints: dict
+    dropout: list  # probabilities in the order of their use
+
+
+@functools.cache
+def initialized(name, train=False, **fields):
+    model, kernels = models.create(name, **fields), {}
+    param = linen.Module.param
+
+    def record(self, key, init, *args, **kwargs):
+        if key == "kernel" and len(args[0]) == 4 and 1000 <= np.prod(args[0]) <= 1_000_000:
+            kernels["/".join(self.path)] = init, args
+        return param(self, key, init, *args, **kwargs)
+
+    x = jax.ShapeDtypeStruct((2, *model.image_shape), np.float32)
+    with mock.patch.object(linen.Module, "param", record):
+        init = functools.partial(model.init_with_output, train=train)
+        (logits, endpoints), variables = jax.eval_shape(init, KEYS, x)
+    return Initialized(variables, logits, endpoints, kernels)
+
+
+@functools.cache
+def applied(name, train):
+    """The model applied to a batch of unknown size, as an export with a free batch size does."""
+    model, rates = models.create(name), []
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, linen.Dropout) and context.module.rate and not context.module.deterministic:
+            rates.append(context.module.rate)
+        return call(*args, **kwargs)
+
+    apply = functools.partial(model.apply, train=train, mutable=["batch_stats"], rngs={"dropout": KEY})
+    x = jax.ShapeDtypeStruct((COUNT, *model.image_shape), np.float32)
+    with linen.intercept_methods(record):
+        (logits, endpoints), _ = jax.eval_shape(apply, initialized(name).variables, x)
+    return Applied(logits, endpoints, rates)
 
 
 @every_model
 def test_training_has_the_same_variables(name):
-    model = models.create(name)
-    x = images(model.image_shape)
-    train, test = (jax.eval_shape(functools.partial(model.init, train=flag), KEYS, x) for flag in (True, False))
-    assert shapes(train) == shapes(test)
+    assert shapes(initialized(name, train=True).variables) == shapes(initialized(name).variables)
 
 
 @every_model
 def test_gives_logits_and_endpoints(name):
     model = models.create(name)
-    _, (logits, endpoints) = abstract(model, train=False)
-    assert logits.shape == (2, model.num_classes)
+    logits, endpoints, _ = applied(name, False)
+    assert logits.shape == (COUNT, model.num_classes)
     assert logits.dtype == jnp.float32
     assert endpoints
-    assert all(x.shape[0] == 2 for x in endpoints.values())
+    assert all(x.shape[0] == COUNT for x in endpoints.values())
     documented = set(re.findall(r"\w+", type(model).__doc__ or ""))
     assert not endpoints.keys() - documented
     assert "pooled" in endpoints
@@ -68,20 +111,19 @@ def test_gives_logits_and_endpoints(name):
 
 @every_model
 def test_without_classes_there_is_no_head(name):
-    whole, _ = abstract(models.create(name), train=False)
-    variables, (logits, endpoints) = abstract(models.create(name, num_classes=None), train=False)
-    assert logits is None
-    assert endpoints
-    for layer, params in variables["params"].items():
-        assert shapes(params) == shapes(whole["params"][layer])
+    whole, base = initialized(name), initialized(name, num_classes=None)
+    assert base.logits is None
+    assert base.endpoints
+    for layer, params in base.variables["params"].items():
+        assert shapes(params) == shapes(whole.variables["params"][layer])
 
 
 @every_model
 def test_bfloat16_computes_in_it_but_keeps_float32_outside(name):
-    variables, (logits, endpoints) = abstract(models.create(name, dtype=jnp.bfloat16), train=False)
-    assert logits.dtype == jnp.float32
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
-    assert {key: x.dtype for key, x in endpoints.items()} == dict.fromkeys(endpoints, jnp.bfloat16)
+    low = initialized(name, dtype=jnp.bfloat16)
+    assert low.logits.dtype == jnp.float32
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(low.variables))
+    assert {key: x.dtype for key, x in low.endpoints.items()} == dict.fromkeys(low.endpoints, jnp.bfloat16)
 
 
 def test_weights_of_auxiliary_heads():
@@ -96,13 +138,10 @@ def test_weights_of_auxiliary_heads():
 @every_model
 def test_auxiliary_heads_have_weights(name):
     """Auxiliary heads give float32 logits in training; their weights in the loss are those of the class."""
-    model = models.create(name)
-    apply = functools.partial(model.apply, train=True, mutable=["batch_stats"], rngs={"dropout": KEY})
-    x = images(model.image_shape)
-    (_, endpoints), _ = jax.eval_shape(apply, jax.eval_shape(model.init, KEYS, x), x)
+    model, endpoints = models.create(name), applied(name, True).endpoints
     auxiliary = {key: endpoints[key] for key in endpoints if key.startswith("aux")}
     assert auxiliary.keys() == model.aux_weights.keys()
-    assert all((x.shape, x.dtype) == ((2, model.num_classes), jnp.float32) for x in auxiliary.values())
+    assert all((x.shape, x.dtype) == ((COUNT, model.num_classes), jnp.float32) for x in auxiliary.values())
 
 
 @functools.cache
@@ -129,7 +168,7 @@ def test_strides_are_those_of_all_feature_maps_from_shallow_to_deep(name):
     assert list(model.strides.values()) == sorted(model.strides.values())
 
 
-@pytest.mark.parametrize("name", [name for name in models.names() if name not in ONE_SIZE])
+@pytest.mark.parametrize("name", [case for case in CASES if case.values[0] not in ONE_SIZE])
 def test_an_image_larger_by_the_stride_has_a_map_larger_by_one(name):
     """This defines a total stride, also without padding; 32 and 64 pixels are multiples of every stride."""
     before, after = feature_maps(name, 0, 13), feature_maps(name, 32, 13 + 64)
@@ -144,9 +183,10 @@ def test_an_image_shifted_by_the_stride_has_a_map_shifted_by_one(name):
     variables = jax.jit(model.init)(KEYS, np.zeros((1, 32, 32, 1), np.float32))
     image = np.zeros((32, 32), np.float32)
     image[13:16, 12:16] = images((3, 4), 1)[0]
+    apply = jax.jit(model.apply)
     for key, stride in model.strides.items():
         shifted = np.roll(image, stride, (0, 1))
-        _, endpoints = jax.jit(model.apply)(variables, np.stack([image, shifted])[..., None])
+        _, endpoints = apply(variables, np.stack([image, shifted])[..., None])
         one, other = endpoints[key]
         np.testing.assert_allclose(other[1:, 1:], one[:-1, :-1], rtol=1e-5, atol=1e-6)
         assert float(jnp.abs(one[1:] - one[:-1]).max()) > 1e-3, key
@@ -206,42 +246,21 @@ DROPOUT = {
 @every_model
 @pytest.mark.parametrize("train", [True, False])
 def test_dropout(name, train):
-    model = models.create(name)
-    x = images(model.image_shape)
-    rates = []
-
-    def record(call, args, kwargs, context):
-        if isinstance(context.module, linen.Dropout) and context.module.rate and not context.module.deterministic:
-            rates.append(context.module.rate)
-        return call(*args, **kwargs)
-
-    variables = jax.eval_shape(model.init, KEYS, x)
-    apply = functools.partial(model.apply, train=train, mutable=["batch_stats"], rngs={"dropout": KEY})
-    with linen.intercept_methods(record):
-        jax.eval_shape(apply, variables, x)
-    assert rates == (DROPOUT.get(name, []) if train else [])
+    assert applied(name, train).dropout == (DROPOUT.get(name, []) if train else [])
 
 
 @every_model
-def test_kernels_start_at_the_scale_of_their_fan(name, monkeypatch):
+def test_kernels_start_at_the_scale_of_their_fan(name):
     """Scales are between Glorot's and He's, by fan-in, fan-out or their mean: activations neither vanish nor grow.
 
     That of LeNet-5 is its paper's, uniform between ±2.4 / fan-in. Five kernels of each model are drawn.
     """
-    model, starts = models.create(name), {}
-    param = linen.Module.param
-
-    def record(self, key, init, *args, **kwargs):
-        if key == "kernel" and len(args[0]) == 4 and np.prod(args[0]) >= 1000:
-            starts["/".join(self.path)] = init, args
-        return param(self, key, init, *args, **kwargs)
-
-    monkeypatch.setattr(linen.Module, "param", record)
-    jax.eval_shape(model.init, KEYS, images(model.image_shape))
-    for path in list(starts)[:: -(-len(starts) // 5)]:
-        init, args = starts[path]
-        area, (channels, features) = np.prod(args[0][:2]), args[0][2:]
-        deviation = float(init(KEY, *args).std())
+    model, kernels = models.create(name), initialized(name).kernels
+    some = {path: kernels[path] for path in list(kernels)[:: -(-len(kernels) // 5)]}
+    deviations = jax.jit(lambda: {path: init(KEY, *args).std() for path, (init, args) in some.items()})()
+    for path, deviation in deviations.items():
+        _, ((*sides, channels, features), *_) = some[path]
+        area = np.prod(sides)
         if isinstance(model, lenet.LeNet5):
             assert deviation == pytest.approx(2.4 / (area * channels) / 3**0.5, rel=0.05)
             continue
@@ -326,17 +345,6 @@ def test_fashion_cnn_names_the_smallest_image(shape):
     with pytest.raises(ValueError, match=rf"at least 8 by 8 pixels, got shape \({shape[0]}, "):
         jax.eval_shape(models.create("fashion_cnn").init, KEY, np.zeros(shape, np.float32))
     jax.eval_shape(models.create("fashion_cnn").init, KEY, np.zeros((1, 8, 31, 3), np.float32))
-
-
-@every_model
-def test_a_batch_of_unknown_size_can_be_traced(name):
-    """An export with a free batch size needs this."""
-    model = models.create(name)
-    variables = jax.eval_shape(model.init, KEYS, jax.ShapeDtypeStruct((1, *model.image_shape), np.float32))
-    (count,) = jax.export.symbolic_shape("n")
-    x = jax.ShapeDtypeStruct((count, *model.image_shape), np.float32)
-    logits, _ = jax.eval_shape(functools.partial(model.apply, train=False), variables, x)
-    assert logits.shape == (count, model.num_classes)
 
 
 def test_kinds_of_models_are_listed_apart():

@@ -208,6 +208,7 @@ def test_a_read_only_disk_is_named(mounted: Path):
     assert line == f"error: cannot write the run folder {mounted}/run: Read-only file system"
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_full_disk_loses_nothing(mounted: Path):
     run = mounted / "run"
     line = error(classify("--smoke", "--run-dir", run))

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import detect as experiment
+import export
 import jax
 import jax.export
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cnnjax import serving, settings
-from cnnjax.data import pipeline
+from cnnjax.data import pipeline, preparation
 from cnnjax.tasks import detect
 from cnnjax.types import UserError
 
@@ -167,7 +168,7 @@ def test_a_multi_scale_run_that_is_broken_off_ends_bit_for_bit_the_same(
 
 
 def test_the_network_of_a_run_is_served_and_exported_with_suppression_inside(
-    trained, rectangles, tmp_path, monkeypatch
+    trained, rectangles, tmp_path, monkeypatch, capsys
 ):
     folder, _ = trained
     monkeypatch.setattr(detect, "SHOWN_SCORE", 0.0)
@@ -184,8 +185,14 @@ def test_the_network_of_a_run_is_served_and_exported_with_suppression_inside(
     expected = (found["boxes"][found["valid"]] * scale).round(1)
     np.testing.assert_allclose([each["box"] for each in image["predictions"]], expected, atol=0.11)
 
-    serving.export(served, tmp_path / "program.bin", platforms=("cpu",))
-    program = jax.export.deserialize((tmp_path / "program.bin").read_bytes())
+    summary = export.main(settings.change(export.Config(), run=folder, platforms=("cpu",), run_dir=tmp_path / "export"))
+    assert summary["largest_difference"] < 1e-4
+    file = tmp_path / "export" / "network.stablehlo"
+    monkeypatch.setattr(preparation, "SHOWN_SCORE", 0.0)
+    assert preparation.main(file, [str(photo)]) == 0
+    objects = json.loads(capsys.readouterr().out.splitlines()[-1])["objects"]
+    np.testing.assert_allclose([each["score"] for each in objects], found["scores"][found["valid"]], atol=1e-4)
+    program = jax.export.deserialize(file.read_bytes())
     for name, x in program.call(np.concatenate([pixels, pixels])).items():
         np.testing.assert_allclose(x[1], found[name], atol=1e-3)
 

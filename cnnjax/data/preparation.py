@@ -222,6 +222,7 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
 
 Fit = Literal["crop", "squeeze", "square", "center"]
 Resample = Literal["bilinear", "bicubic", "linear"]
+SHOWN_SCORE = 0.3  # of detections that are described and drawn
 MOST_RATIO = 64  # of the sides of what is resized with crop and center
 Window = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
@@ -335,6 +336,18 @@ def from_array(values: np.ndarray, channels: int) -> np.ndarray:
     return np.asarray(_converted(image, MODES[channels])).reshape(*values.shape[:2], channels)
 
 
+def _described(said: dict[str, np.ndarray], about: dict[str, Any]) -> dict[str, Any]:
+    """Output of a network for one image, for JSON; boxes are xyxy as shares of the sides of what `prepare` gives."""
+    boxes = (np.float64(said.get("boxes", 0)) / about["image_size"]).round(4).tolist()
+    if "valid" in said:
+        found = [place for place, score in enumerate(said["scores"]) if said["valid"][place] and score >= SHOWN_SCORE]
+        named = [(about["classes"][said["labels"][place]], float(said["scores"][place]), place) for place in found]
+        return {"objects": [{"name": n, "score": s, "box": boxes[place]} for n, s, place in named]}
+    best = said["probabilities"].argsort()[::-1][:5]
+    scores = {about["classes"][k]: float(said["probabilities"][k]) for k in best}
+    return {"scores": scores, "box": boxes} if "boxes" in said else {"scores": scores}
+
+
 def main(program: Path, photos: list[str]) -> int:
     """Prints a line of JSON for each image, and why one cannot be read; returns the number of these."""
     import jax.export
@@ -350,11 +363,7 @@ def main(program: Path, photos: list[str]) -> int:
             bad += 1
             continue
         said = {name: np.asarray(x)[0] for name, x in network.call(image[None]).items()}
-        best = said["probabilities"].argsort()[::-1][:5]
-        line = {"file": photo, "scores": {about["classes"][k]: float(said["probabilities"][k]) for k in best}}
-        if "boxes" in said:  # xyxy as shares of the image's sides
-            line["box"] = (said["boxes"] / about["image_size"]).round(4).tolist()
-        print(json.dumps(line))
+        print(json.dumps({"file": photo, **_described(said, about)}))
     return bad
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import losses
+from cnnjax.data.preparation import SHOWN_SCORE
 from cnnjax.metrics import detection
 from cnnjax.ops import boxes as ops
 from cnnjax.ops import nms
@@ -24,7 +25,6 @@ from cnnjax.tasks import Prepare
 from cnnjax.types import Array, Batch, Example, Key, Picture, Prediction, PyTree, Rows, Sums, Task
 
 LEAST_SCORE = 0.001  # below it a detection hardly changes the average precision
-SHOWN_SCORE = 0.3  # of detections that are described and drawn
 MOST = 100  # detections of an image, as COCO counts
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from cnnjax import atomic, cli, experiment, plot, report, serving, settings, sharding, tasks, weights
-from cnnjax.data import annotations, catalog, fingerprint, screening, sources
+from cnnjax.data import annotations, catalog, fingerprint, screening, sources, targets, transforms
 from cnnjax.data.formats import folders, split_folders, tfds
 from cnnjax.metrics import classification
 from cnnjax.tasks import classify
@@ -158,7 +158,7 @@ def show(
         return
     pairs = [row for row in classification.confused(rows) if row[0] != row[1]][:MOST_SHOWN]
     report.table("most confused", [{"is": names[t][1], "taken for": names[p][1], "images": n} for t, p, n in pairs])
-    entry = None if config.network.run else weights.published()[config.network.weights]
+    entry = None if not config.network.of_publisher else weights.published()[config.network.weights]
     scores = [
         {
             "": f"top-{k}",
@@ -178,9 +178,10 @@ def evaluate_boxes(config: Config, card: serving.Card) -> dict[str, Any]:
     """Evaluates a run whose task is about boxes on annotated images, and writes the report; returns the summary."""
     found = annotations.open(Path(config.dataset), config.split, classes=card.classes)
     objects = tasks.named(card.task).OBJECTS
-    data: sources.Source = annotations.AnnotatedImages(annotations.with_object_count(found, objects))
-    data, bad = screening.usable(data, experiment.checks())
-    source, served = sources.Mapped(data, card.transform()), config.network.load()
+    found = found if objects is None else annotations.with_object_count(found, objects)
+    data, bad = screening.usable(annotations.AnnotatedImages(found), experiment.checks())
+    prepare = transforms.chain(card.transform(), targets.padding({"images": data}))
+    source, served = sources.Mapped(data, prepare), config.network.load()
     mesh = experiment.mesh(config.batch_size)
     with experiment.opened(config, {"images": len(source), "data": fingerprint.of_source(source)}) as run:
         score = experiment.scorer(served.task, mesh, config.batch_size)

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import detect as experiment
+import evaluate
 import export
 import jax
 import jax.export
@@ -195,6 +196,14 @@ def test_the_network_of_a_run_is_served_and_exported_with_suppression_inside(
     program = jax.export.deserialize(file.read_bytes())
     for name, x in program.call(np.concatenate([pixels, pixels])).items():
         np.testing.assert_allclose(x[1], found[name], atol=1e-3)
+
+
+def test_a_run_is_scored_on_other_images(trained, rectangles, tmp_path):
+    folder, _ = trained
+    config = settings.change(evaluate.Config(), dataset=str(rectangles), run=folder, run_dir=tmp_path / "run")
+    summary = evaluate.main(config)
+    assert summary["count"] == 60
+    assert {"map50", "ap", "ap50/red", "ap50/blue"} <= summary.keys()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from cnnjax.ops import nms
 from cnnjax.tasks import Prepare
 from cnnjax.types import Array, Batch, Example, Key, Picture, Prediction, PyTree, Rows, Sums, Task
 
+OBJECTS = None  # boxes in each image: any number
 LEAST_SCORE = 0.001  # below it a detection hardly changes the average precision
 MOST = 100  # detections of an image, as COCO counts
 

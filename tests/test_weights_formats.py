@@ -14,7 +14,7 @@ from weight_files import arrays, legacy, read, run_folder
 
 from cnnjax.types import UserError
 from cnnjax.weights import formats
-from cnnjax.weights.formats import hdf5, keras, npz, orbax, safetensors, torch
+from cnnjax.weights.formats import darknet, hdf5, keras, npz, orbax, safetensors, torch
 
 
 def written(folder):
@@ -52,7 +52,8 @@ def test_the_order_of_the_modules_does_not_matter(tmp_path, monkeypatch):
 
 def test_the_error_names_the_formats_of_all_modules(tmp_path):
     (tmp_path / "w").write_bytes(b"GIF89a")
-    expected = ", ".join(sorted(module.FORMAT.name for module in (hdf5, keras, npz, orbax, safetensors, torch)))
+    modules = (darknet, hdf5, keras, npz, orbax, safetensors, torch)
+    expected = ", ".join(sorted(module.FORMAT.name for module in modules))
     with pytest.raises(UserError, match=rf"begins with b'GIF89a', which no file of weights does: expected {expected}$"):
         formats.recognized(tmp_path / "w")
     with zipfile.ZipFile(tmp_path / "w", "w") as archive:

@@ -120,4 +120,4 @@ def opened(path: Path) -> Iterator[Content]:
     yield Content("darknet", "Darknet file", {FLOATS: Tensor(floats.shape, floats.dtype, lambda: floats)})
 
 
-FORMAT = Format(".weights", recognizes, opened)
+FORMAT = Format("Darknet .weights", recognizes, opened)

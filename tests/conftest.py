@@ -31,6 +31,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_pictures() -> Iterator[None]:
+    """Figures of runs with 2 examples in place of 24: matplotlib takes longer than the runs."""
+    from cnnjax import experiment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "PICTURED", 2)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of shared real data and weights: ``$CNNJAX_SHARED``, default ``../shared``."""

@@ -101,7 +101,7 @@ def spoil(path, how):
 
 
 @pytest.mark.parametrize(
-    "how", ["flip", "cut", *(pytest.param(x, marks=pytest.mark.exhaustive) for x in ("empty", "delete"))]
+    "how", ["flip", *(pytest.param(x, marks=pytest.mark.exhaustive) for x in ("cut", "empty", "delete"))]
 )
 def test_damage_to_any_file_is_found_or_harmless(three, tmp_path, how, capfd):
     """The restored state is bit for bit that of the step that it names, whichever file is damaged."""

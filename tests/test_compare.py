@@ -55,6 +55,7 @@ def test_an_impossible_choice_is_one_error(change, says, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.exhaustive
 def test_networks_see_images_of_the_size_that_was_asked_for(tmp_path):
     """Digits are arrays of 8×8, which are resized, too."""
     config = config_of(models=("lenet5_modern",), epochs=1, rounds=1, steps=1, run_dir=tmp_path)

@@ -51,6 +51,7 @@ def test_an_extended_run_ends_as_one_that_was_longer_from_the_start(origin, phot
     assert train(tmp_path / "longer", photos, epochs=4, continue_from=origin) == summary  # killed, and given again
 
 
+@pytest.mark.exhaustive
 def test_another_rate_goes_on_and_another_optimizer_does_not(origin, photos, tmp_path):
     train(tmp_path / "slower", photos, epochs=3, learning_rate=1e-9, schedule="cosine", continue_from=origin)
     lines = [json.loads(line) for line in (tmp_path / "slower" / "metrics.jsonl").read_text().splitlines()]
@@ -84,6 +85,7 @@ def test_a_run_may_move_and_so_may_its_data(origin, photos, tmp_path):
         train(run, data)
 
 
+@pytest.mark.exhaustive
 def test_the_network_of_a_run_is_a_base_for_another(origin, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))
 

@@ -33,16 +33,11 @@ def test_a_step_is_the_same_on_eight_devices(name):
     for devices in (jax.devices()[:1], jax.devices()[:8]):
         mesh = sharding.make_mesh(devices)
         state = sharding.place(train.init_state(plan, variables), mesh)
-        step = train.make_train_step(plan, phase, state, mesh)
-        losses = []
-        for _ in range(2):
-            state, metrics = step(state, sharding.shard_batch(batch(), mesh))
-            sums = jax.device_get(metrics["sums"])
-            assert metrics["finite"]
-            losses.append({key: float(x) for key, x in sums.items()})
-        found.append(losses)
-    for one, eight in zip(*found, strict=True):
-        assert one.keys() == eight.keys()
-        for key, value in one.items():
-            assert eight[key] == pytest.approx(value, rel=1e-5), key
-    assert found[0][1]["loss"] != found[0][0]["loss"]
+        _, metrics = train.make_train_step(plan, phase, state, mesh)(state, sharding.shard_batch(batch(), mesh))
+        assert metrics["finite"]
+        found.append({key: float(x) for key, x in jax.device_get(metrics["sums"]).items()})
+    one, eight = found
+    assert one.keys() == eight.keys()
+    for key, value in one.items():
+        assert value > 0
+        assert eight[key] == pytest.approx(value, rel=1e-5), key

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import tyro
 
-from cnnjax import cli, experiment, fit, losses, models, optim, serving, settings, train
+from cnnjax import cli, experiment, fit, losses, models, serving, settings, train
 from cnnjax.data import catalog, pipeline, transforms
 from cnnjax.metrics import classification
 from cnnjax.tasks import classify
@@ -132,21 +132,9 @@ def build(config: Config) -> Experiment:
     loss = losses.rbf_map_loss if config.model == "lenet5" else classify.cross_entropy
     task = card.make_task(model, loss=classify.smoothed(loss, config.label_smoothing), eval_loss=loss)
     per_epoch = pipeline.steps_per_epoch(len(splits.train), config.batch_size)
-    steps, options = config.epochs * per_epoch, config.optimization
-    plan = train.Plan(
-        task=task,
-        phases=(optim.Phase("train", steps, ((".*", options.rate(steps, per_epoch)),)),),
-        optimizer=options.make(),
-        steps_per_epoch=per_epoch,
-        seed=config.loop.seed,
-        augment=experiment.augmentation(
-            config.augmentation.op(image.shape[0]), mixing=config.mixing, classes=len(classes)
-        ),
-        clip_norm=options.clip_norm,
-        accumulate=options.accumulate,
-        ema_decay=options.ema_decay,
-        remat=options.remat,
-    )
+    op = config.augmentation.op(image.shape[0])
+    augment = experiment.augmentation(op, mixing=config.mixing, classes=len(classes))
+    plan = config.optimization.plan(task, config.epochs, per_epoch, config.loop.seed, augment)
     return Experiment(splits, card, model, task, plan, variables)
 
 

@@ -1,7 +1,7 @@
 """Object detection: the class of every object in an image, and the box around it, in one look (YOLO).
 
     python experiments/detect.py --dataset path/to/voc --file mobilenet_v2_features.safetensors   # see docs/results.md
-    python experiments/detect.py --dataset coco/2017 --data-dir PATH --images.scales 320 608      # multi-scale
+    python experiments/detect.py --dataset coco/2017 --data-dir PATH --scales 320 608             # multi-scale
     python experiments/detect.py --dataset path/to/voc --smoke          # random weights, nothing is downloaded
 
 Reads Pascal VOC, COCO, VIA and YOLO files, and tfds' voc and coco (docs/data.md). YOLOv3's grids lie over any published
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tyro
 
-from cnnjax import cli, experiment, fit, models, optim, plot, report, serving, settings, train
+from cnnjax import cli, experiment, fit, models, plot, report, serving, settings, train
 from cnnjax.data import catalog, pipeline, sources, splits, targets, transforms
 from cnnjax.data.sources import Source
 from cnnjax.losses.yolo import BoxLoss
@@ -39,6 +39,8 @@ class Config:
     """The only one of its splits, lists or files to take, which is then cut."""
     size: settings.Pixels = 416
     """Height and width of the images that the network sees, a multiple of 32; they are squeezed to it."""
+    batch_size: settings.PositiveInt = 8
+    """Images per step, over all devices."""
 
     grid_strides: tuple[settings.PositiveInt, ...] = (32, 16, 8)
     """Strides of the grids in pixels, coarse to fine, among those of the base's feature maps."""
@@ -59,15 +61,10 @@ class Config:
         settings.Phase("fine-tune", 40, base_factor=0.5, schedule="cosine"),
     )
     """Phases of training."""
-    batch_size: settings.PositiveInt = 8
-    """Images per step, over all devices."""
-    weight_decay: settings.NonNegative = 0.01
-    """Weight decay of kernels, by AdamW."""
-    clip_norm: settings.Positive = 20.0
-    """Global L2 norm that gradients are clipped to."""
 
     base: tyro.conf.OmitArgPrefixes[settings.Base] = settings.Base("mobilenet_v2.torchvision")
     images: tyro.conf.OmitArgPrefixes[settings.DetectionImages] = settings.DetectionImages()
+    tuning: tyro.conf.OmitArgPrefixes[settings.FineTuning] = settings.FineTuning(weight_decay=0.01, clip_norm=20.0)
     reading: tyro.conf.OmitArgPrefixes[settings.Reading] = settings.Reading()
     loop: tyro.conf.OmitArgPrefixes[settings.Loop] = settings.Loop(keep="best")
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
@@ -79,7 +76,7 @@ SMOKE_SIZE = 96
 def resolve(config: Config) -> Config:
     """Checks the settings at once, and makes ``--smoke`` small."""
     config = experiment.resolve(config, f"detect-{config.dataset.rstrip('/').rsplit('/', 1)[-1]}")
-    config = replace(config, phases=transfer.with_learning_rates(settings.used(config.phases), 1e-3, 1e-3))
+    config = replace(config, phases=config.tuning.phases(config.phases))
     lengths = {len(config.grid_strides), len(config.grid_features), len(config.grid_depths)}
     if len(lengths) > 1 or not all(lengths):
         raise UserError("--grid-strides, --grid-features and --grid-depths want a number for each grid")
@@ -126,15 +123,8 @@ def build(config: Config) -> Experiment:
     variables = experiment.initial(config.loop, model, variables, (config.size, config.size, 3))
     loss = {"box_loss": config.box_loss, "ignore_threshold": config.ignore_threshold}
     task = detect.task(model, network.prepare, classes, weights={"box": config.box_weight}, **loss)
-    plan = train.Plan(
-        task=task,
-        phases=transfer.phases(config.phases, transfer.stages(network.model), per_epoch),
-        optimizer=optim.adamw(config.weight_decay),
-        steps_per_epoch=per_epoch,
-        seed=config.loop.seed,
-        augment=experiment.augmentation(config.images.op(), network.prepare),
-        clip_norm=config.clip_norm,
-    )
+    augment = experiment.augmentation(config.images.op(), network.prepare)
+    plan = config.tuning.plan(task, network.model, config.phases, per_epoch, config.loop.seed, augment)
     card = serving.card(network.entry, "detect", "squeeze", classes)
     base = (network.entry.model, dict(network.entry.fields))
     card = replace(card, model="yolov3", fields={"base": base, **fields}, image_size=config.size)

@@ -19,11 +19,11 @@ import jax
 import numpy as np
 import tyro
 
-from cnnjax import cli, experiment, fit, models, nn, optim, plot, serving, settings, train
+from cnnjax import cli, experiment, fit, models, nn, plot, serving, settings, train
 from cnnjax.data import canvases, catalog, crops, pipeline
 from cnnjax.ops.sliding import Windows
 from cnnjax.tasks import detect, slide
-from cnnjax.types import Picture, PyTree, Task, UserError
+from cnnjax.types import Batch, Key, Picture, PyTree, Task, UserError
 
 CLASSES = 5
 MODEL = "lenet5_modern"  # it pads nothing, so that a cell of the map equals the window that it sees
@@ -111,20 +111,12 @@ def build(config: Config) -> Experiment:
     variables = jax.jit(model.init)(jax.random.key(config.loop.seed), np.zeros((1, *shape), np.float32))
     variables = experiment.initial(config.loop, model, variables, shape)
     per_epoch = pipeline.steps_per_epoch(len(cut.train), config.batch_size)
-    steps, options = config.epochs * per_epoch, config.optimization
     task = card.make_task(model)
-    plan = train.Plan(
-        task=task,
-        phases=(optim.Phase("train", steps, ((".*", options.rate(steps, per_epoch)),)),),
-        optimizer=options.make(),
-        steps_per_epoch=per_epoch,
-        seed=config.loop.seed,
-        augment=lambda key, batch: {**batch, "image": card.prepare(batch["image"])},
-        clip_norm=options.clip_norm,
-        accumulate=options.accumulate,
-        ema_decay=options.ema_decay,
-        remat=options.remat,
-    )
+
+    def prepare(key: Key, batch: Batch) -> Batch:
+        return {**batch, "image": card.prepare(batch["image"])}
+
+    plan = config.optimization.plan(task, config.epochs, per_epoch, config.loop.seed, prepare)
     return Experiment(pictures, cut, windows, card, model, task, plan, variables)
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 import jax
 import tyro
 
-from cnnjax import cli, experiment, fit, optim, pretrained, serving, settings, train
+from cnnjax import cli, experiment, fit, pretrained, serving, settings, train
 from cnnjax.data import catalog, pipeline, transforms
 from cnnjax.tasks import localize, transfer
 from cnnjax.types import PyTree, Task
@@ -44,15 +44,12 @@ class Config:
     """Phases of training."""
     batch_size: settings.PositiveInt = 16
     """Images per step, over all devices."""
-    weight_decay: settings.NonNegative = 0.05
-    """Weight decay of kernels, by AdamW."""
-    clip_norm: settings.Positive = 5.0
-    """Global L2 norm that gradients are clipped to."""
 
     base: tyro.conf.OmitArgPrefixes[settings.Base] = settings.Base("mobilenet_v1_0.75_224.keras", norm_momentum=0.9)
     augmentation: tyro.conf.OmitArgPrefixes[settings.Augmentation] = settings.Augmentation(
         flip=True, zoom=0.4, shift=0.2, brightness=0.2, contrast=0.2
     )
+    tuning: tyro.conf.OmitArgPrefixes[settings.FineTuning] = settings.FineTuning(weight_decay=0.05, clip_norm=5.0)
     reading: tyro.conf.OmitArgPrefixes[settings.Reading] = settings.Reading()
     loop: tyro.conf.OmitArgPrefixes[settings.Loop] = settings.Loop(keep="best")
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
@@ -61,8 +58,7 @@ class Config:
 def resolve(config: Config) -> Config:
     """Checks the settings at once, and makes ``--smoke`` small."""
     config = experiment.resolve(config, f"localize-{config.dataset.stem}")
-    phases = transfer.with_learning_rates(settings.used(config.phases), 1e-3, 1e-3)  # AdamW's suit every base
-    config = replace(config, phases=phases)
+    config = replace(config, phases=config.tuning.phases(config.phases))
     return experiment.smoke(config, batch_size=8) if config.output.smoke else config
 
 
@@ -97,15 +93,8 @@ def build(config: Config) -> Experiment:
     loss = {"box_loss": config.box_loss, "weights": (config.class_weight, 1 - config.class_weight)}
     task = localize.task(model, network.prepare, classes, **loss)
     op = config.augmentation.op(network.entry.image_size, fill=0.5)
-    plan = train.Plan(
-        task=task,
-        phases=transfer.phases(config.phases, transfer.stages(network.model), per_epoch),
-        optimizer=optim.adamw(config.weight_decay),
-        steps_per_epoch=per_epoch,
-        seed=config.loop.seed,
-        augment=experiment.augmentation(op, network.prepare),
-        clip_norm=config.clip_norm,
-    )
+    augment = experiment.augmentation(op, network.prepare)
+    plan = config.tuning.plan(task, network.model, config.phases, per_epoch, config.loop.seed, augment)
     return Experiment(splits, network, model, task, plan, variables)
 
 

@@ -9,6 +9,7 @@ from darknet_files import CFG, conv, net, section, write_weights
 from cnnjax import models, weights
 from cnnjax.models.detection import darknet
 from cnnjax.ops import cells
+from cnnjax.tasks import classify, detect
 from cnnjax.types import UserError
 
 SMALL = net(8) + conv(4) + section("maxpool", size=2, stride=2) + conv(18, 1, norm=0, activation="linear")
@@ -242,3 +243,29 @@ def test_decoding_by_hand():
     np.testing.assert_allclose(spread[0, 2], [-2, 32 + 32 - 10, 18, 32 + 32 + 10], rtol=1e-6)
     code = cells.encode(boxes[0, 2], jnp.array([10.0, 20.0]), jnp.array([16.0, 32.0]))
     np.testing.assert_allclose(code, [0.5, 0.75, np.log(2), 0], atol=1e-6)
+
+
+def test_the_network_of_a_cfg_trains_as_a_detector(small):
+    model, variables, *_ = small
+    task = detect.task(model, classify.unit, list("abcd"))
+    batch = {
+        "image": np.random.default_rng(0).random((2, 8, 8, 3), np.float32),
+        "boxes": np.array([[[1, 1, 3, 4]], [[2, 2, 8, 8]]], np.float32),
+        "labels": np.array([[3], [1]]),
+        "box_mask": np.ones((2, 1), bool),
+    }
+    (value, (_, sums)), gradient = jax.value_and_grad(task.loss_fn, has_aux=True)(variables, batch, jax.random.key(0))
+    assert value > 0
+    assert {"box", "objectness", "class", "loss", "count"} == sums.keys()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient["params"]))
+    assert np.abs(gradient["params"]["layer0"]["conv"]["kernel"]).max() > 0
+
+
+def test_a_base_may_be_given_by_its_name():
+    by_name, made = (
+        models.create("yolov3", base=base) for base in ("mobilenet_v2", models.create("mobilenet_v2", num_classes=None))
+    )
+    assert by_name == made
+    narrow = models.create("yolov3", base=["mobilenet_v1", {"width": 0.25}], anchors=[[1, 2], [3, 4], [5, 6]])
+    assert narrow.base.width == 0.25
+    assert narrow.anchors == ((1, 2), (3, 4), (5, 6))

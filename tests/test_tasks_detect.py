@@ -59,6 +59,8 @@ def test_difficult_objects_count_neither_way():
     valid = np.array([[True, False, False], [True, True, False]])
     found = detect.figures({"count": np.float64(2)}, rows(true_ignore=ignore, valid=valid), ("a", "b"))
     assert found["map50"] == pytest.approx(1)
+    with pytest.raises(UserError, match="every object of the split is difficult or a crowd"):
+        detect.figures({"count": np.float64(2)}, rows(true_ignore=np.ones((2, 3), bool)), ("a", "b"))
 
 
 def test_mistakes_are_misses_and_false_alarms():
@@ -117,6 +119,8 @@ MULTI = {
 
 def test_a_run_leaves_its_figures_and_pictures(trained):
     folder, summary = trained
+    size_at = settings.DetectionImages(scales=MULTI["scales"]).size_at(0)
+    assert {size_at(step) for step in range(5)} == {64, 96}
     assert json.loads((folder / "summary.json").read_text()) == summary
     named = {
         "test/map50",

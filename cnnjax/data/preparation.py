@@ -222,7 +222,6 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
 
 Fit = Literal["crop", "squeeze", "square", "center"]
 Resample = Literal["bilinear", "bicubic", "linear"]
-SHOWN_SCORE = 0.3  # of detections that are described and drawn
 MOST_RATIO = 64  # of the sides of what is resized with crop and center
 Window = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
@@ -307,6 +306,8 @@ def _between_four(image: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 # ---- files and arrays for a network ----
+
+SHOWN_SCORE = 0.3  # of detections that are described and drawn
 
 
 def prepare(image: Path | bytes | np.ndarray, about: dict[str, Any]) -> np.ndarray:

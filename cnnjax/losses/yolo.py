@@ -56,51 +56,72 @@ def yolo_loss(
         program, weighted 2 − w · h of the box as shares of the image; "ciou": 1 − CIoU with the same weight (YOLOv4).
     """
     chex.assert_equal(len(maps), len(grids))
-    parts = [cells.split(raw, grid) for raw, grid in zip(maps, grids, strict=True)]
-    anchors = [jnp.array(grid.anchors, jnp.float32) for grid in grids]
-    scales = [grid.scale for grid in grids]
-    decoded = [
-        cells.decode(part.codes, size, scale, image_shape)
-        for part, size, scale in zip(parts, anchors, scales, strict=True)
-    ]
-    flat = Cells(*(jnp.concatenate([x.reshape(-1, *x.shape[3:]) for x in each]) for each in zip(*parts, strict=True)))
-    found = jnp.concatenate([x.reshape(-1, 4) for x in decoded])
-
+    found = _flat(maps, grids, image_shape)
     real = jnp.asarray(box_mask, bool)
     wanted = real if ignore is None else real & ~jnp.asarray(ignore, bool)
-    shapes = [part.codes.shape[:3] for part in parts]
-    strides = [image_shape[0] / height for height, _, _ in shapes]
+    anchors = [jnp.array(grid.anchors, jnp.float32) for grid in grids]
+    strides = [image_shape[0] / raw.shape[0] for raw in maps]
     match = matching.match_yolo(boxes, wanted, anchors, strides, image_shape)
-    begins = jnp.cumsum(jnp.array([0, *(h * w * a for h, w, a in shapes[:-1])]))
-    widths, counts = (jnp.array([shape[i] for shape in shapes]) for i in (1, 2))
-    place = (match.row * widths[match.scale] + match.column) * counts[match.scale] + match.anchor
-    place = begins[match.scale] + place
-    valid = match.valid.astype(jnp.float32)
+    place, valid = _places(match, [raw.shape for raw in maps], grids), match.valid.astype(jnp.float32)
 
-    size = jnp.concatenate([jnp.tile(each, (h * w, 1)) for each, (h, w, _) in zip(anchors, shapes, strict=True)])[place]
-    cell = jnp.array(strides)[match.scale][:, None]
-    share = box_ops.area(boxes) / (image_shape[0] * image_shape[1])
     if box_loss == "ciou":
-        errors = 1 - box_ops.ciou_paired(found[place], boxes)
+        errors = 1 - box_ops.ciou_paired(found.boxes[place], boxes)
     else:
-        errors = _code_errors(flat.codes[place], cells.encode(boxes, size, cell))
+        cell = jnp.array(strides)[match.scale][:, None]
+        errors = _code_errors(found.cells.codes[place], cells.encode(boxes, found.anchors[place], cell))
+    share = box_ops.area(boxes) / (image_shape[0] * image_shape[1])
     box = (errors * (2 - share) * valid).sum()
 
-    overlap = jax.lax.stop_gradient(box_ops.iou(found, boxes)) * real
-    owned = jnp.zeros(len(found), bool).at[jnp.where(match.valid, place, len(found))].set(True, mode="drop")
+    overlap = jax.lax.stop_gradient(box_ops.iou(found.boxes, boxes)) * real
+    owned = jnp.zeros(len(overlap), bool).at[jnp.where(match.valid, place, len(overlap))].set(True, mode="drop")
     free = ~owned & (overlap.max(1, initial=0) <= ignore_threshold)
+    of_class = found.cells.classes[place]
     if grids[0].exclusive:
-        score = jax.nn.sigmoid(flat.objectness)
-        target = overlap[place, jnp.arange(len(place))]
-        at_objects = OBJECT_SCALE * (jnp.square(score[place] - target) * valid).sum() / 2
-        objectness = at_objects + (jnp.square(score) * free).sum() / 2
-        of_class = optax.softmax_cross_entropy_with_integer_labels(flat.classes[place], labels)
+        own = overlap[place, jnp.arange(len(place))]
+        objectness = _squared_objectness(found.cells.objectness, place, own, valid, free)
+        entropy = optax.softmax_cross_entropy_with_integer_labels(of_class, labels)
     else:
-        cross = optax.sigmoid_binary_cross_entropy(flat.objectness, owned.astype(jnp.float32))
+        cross = optax.sigmoid_binary_cross_entropy(found.cells.objectness, owned.astype(jnp.float32))
         objectness = (cross * (owned | free)).sum()
-        one_hot = jax.nn.one_hot(labels, flat.classes.shape[-1])
-        of_class = optax.sigmoid_binary_cross_entropy(flat.classes[place], one_hot).sum(-1)
-    return YoloLoss(box, objectness, (of_class * valid).sum())
+        one_hot = jax.nn.one_hot(labels, of_class.shape[-1])
+        entropy = optax.sigmoid_binary_cross_entropy(of_class, one_hot).sum(-1)
+    return YoloLoss(box, objectness, (entropy * valid).sum())
+
+
+class _Predictions(NamedTuple):
+    """Predictions of all grids in one row [k, …]: by grid, row, column, anchor."""
+
+    cells: Cells
+    boxes: jax.Array
+    anchors: jax.Array
+
+
+def _flat(maps: Sequence[Array], grids: Sequence[Grid], image_shape: tuple[int, int]) -> _Predictions:
+    rows = []
+    for raw, grid in zip(maps, grids, strict=True):
+        part, size = cells.split(raw, grid), jnp.array(grid.anchors, jnp.float32)
+        boxes = cells.decode(part.codes, size, grid.scale, image_shape)
+        anchors = jnp.broadcast_to(size, (*boxes.shape[:3], 2))
+        rows.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), _Predictions(part, boxes, anchors)))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
+
+
+def _places(match: matching.YOLOMatch, shapes: Sequence[tuple[int, ...]], grids: Sequence[Grid]) -> jax.Array:
+    """Number [m] of the matched prediction in the row of all."""
+    counts = [len(grid.anchors) for grid in grids]
+    sizes = [shape[0] * shape[1] * count for shape, count in zip(shapes, counts, strict=True)]
+    begins = jnp.array([sum(sizes[:i]) for i in range(len(sizes))])[match.scale]
+    width = jnp.array([shape[1] for shape in shapes])[match.scale]
+    return begins + (match.row * width + match.column) * jnp.array(counts)[match.scale] + match.anchor
+
+
+def _squared_objectness(
+    logits: jax.Array, place: jax.Array, overlap: jax.Array, valid: jax.Array, free: jax.Array
+) -> jax.Array:
+    """YOLOv2's errors: at objects against their IoU with the prediction, weighted; elsewhere against 0."""
+    score = jax.nn.sigmoid(logits)
+    at_objects = (jnp.square(score[place] - overlap) * valid).sum()
+    return (OBJECT_SCALE * at_objects + (jnp.square(score) * free).sum()) / 2
 
 
 def _code_errors(codes: jax.Array, targets: jax.Array) -> jax.Array:

@@ -54,7 +54,7 @@ def create(name: str, /, **overrides: Any) -> linen.Module:
     Args:
       name: one of ``names()``, or of another kind's.
       **overrides: fields of the model to set, such as ``num_classes`` (None: no head), ``dtype``. Lists are taken as
-        tuples. The field ``base`` of detectors is a network without its head, or its name and fields:
+        tuples. The field ``base`` of detectors is a network without its head, its name, or its name and fields:
         ``("mobilenet_v1", {"width": 0.75})``.
 
     Returns:
@@ -79,8 +79,8 @@ def create(name: str, /, **overrides: Any) -> linen.Module:
 
 
 def _field(key: str, value: Any) -> Any:
-    if key == "base" and isinstance(value, list | tuple):
-        base, fields = value
+    if key == "base" and isinstance(value, str | list | tuple):
+        base, fields = (value, {}) if isinstance(value, str) else value
         return create(base, **{**fields, "num_classes": None})
     plain = isinstance(value, list) or type(value) is tuple  # a named tuple stays one
     return tuple(_field("", each) for each in value) if plain else value

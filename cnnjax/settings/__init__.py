@@ -34,7 +34,7 @@ from cnnjax.settings.fields import (
     noted,
 )
 from cnnjax.settings.networks import Base, Network
-from cnnjax.settings.training import Loop, Optimization, Phase, used
+from cnnjax.settings.training import FineTuning, Loop, Optimization, Phase, used
 
 __all__ = [
     "LOCATES",
@@ -44,6 +44,7 @@ __all__ = [
     "Base",
     "Batches",
     "DetectionImages",
+    "FineTuning",
     "Fraction",
     "Loop",
     "Mixing",

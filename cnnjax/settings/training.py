@@ -1,13 +1,19 @@
 """Settings of training: the loop, the optimizer, the phases."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cnnjax import fit, optim
+import flax.linen as linen
+
+from cnnjax import fit, optim, train
 from cnnjax.settings.fields import MAY_DIFFER, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt
-from cnnjax.types import Schedule, UserError
+from cnnjax.tasks import transfer
+from cnnjax.types import Batch, Key, Schedule, Task, UserError
+
+Augment = Callable[[Key, Batch], Batch]
+"""(key, batch) → batch; see ``train.Plan``."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,22 @@ class Optimization:
             return optim.step_decay(self.learning_rate, [steps // 2, steps * 3 // 4])
         return optim.inverse_time_decay(self.learning_rate, self.decay)
 
+    def plan(self, task: Task, epochs: int, per_epoch: int, seed: int, augment: Augment) -> train.Plan:
+        """Plan of ``epochs`` epochs with ``per_epoch`` steps each, in which everything trains."""
+        steps = epochs * per_epoch
+        return train.Plan(
+            task=task,
+            phases=(optim.Phase("train", steps, ((".*", self.rate(steps, per_epoch)),)),),
+            optimizer=self.make(),
+            steps_per_epoch=per_epoch,
+            seed=seed,
+            augment=augment,
+            clip_norm=self.clip_norm,
+            accumulate=self.accumulate,
+            ema_decay=self.ema_decay,
+            remat=self.remat,
+        )
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -100,6 +122,34 @@ class Phase:
     """BatchNorm keeps the statistics of the published data, and its scales."""
     schedule: Literal["inverse", "cosine"] = "inverse"
     """inverse: learning_rate / (1 + decay · step), as in the chapter's optimizers; cosine: half a period, down to 0."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Training of new layers over a base, and of the base, by AdamW."""
+
+    weight_decay: NonNegative
+    """Weight decay of kernels, by AdamW."""
+    clip_norm: Positive
+    """Global L2 norm that gradients are clipped to."""
+
+    def phases(self, chosen: Sequence[Phase]) -> tuple[Phase, ...]:
+        """Phases that have epochs, each with its learning rate; UserError as ``used``."""
+        return transfer.with_learning_rates(used(chosen), 1e-3, 1e-3)  # AdamW's suit every base
+
+    def plan(
+        self, task: Task, base: linen.Module, phases: Sequence[Phase], per_epoch: int, seed: int, augment: Augment
+    ) -> train.Plan:
+        """Plan with ``per_epoch`` steps in an epoch; ``base`` has the parameters ``base/…`` of the network."""
+        return train.Plan(
+            task=task,
+            phases=transfer.phases(phases, transfer.stages(base), per_epoch),
+            optimizer=optim.adamw(self.weight_decay),
+            steps_per_epoch=per_epoch,
+            seed=seed,
+            augment=augment,
+            clip_norm=self.clip_norm,
+        )
 
 
 def used(phases: Sequence[Phase]) -> tuple[Phase, ...]:

@@ -22,7 +22,7 @@ from cnnjax.metrics import detection
 from cnnjax.ops import boxes as ops
 from cnnjax.ops import nms
 from cnnjax.tasks import Prepare
-from cnnjax.types import Array, Batch, Example, Key, Picture, Prediction, PyTree, Rows, Sums, Task
+from cnnjax.types import Array, Batch, Example, Key, Picture, Prediction, PyTree, Rows, Sums, Task, UserError
 
 OBJECTS = None  # boxes in each image: any number
 LEAST_SCORE = 0.001  # below it a detection hardly changes the average precision
@@ -161,11 +161,17 @@ def listed(rows: Mapping[str, np.ndarray]) -> tuple[Objects, Objects]:
 
 
 def precision(truths: Objects, predictions: Objects, classes: Sequence[str]) -> dict[str, float]:
-    """Average precisions, see ``figures``."""
+    """Average precisions, see ``figures``.
+
+    Raises:
+      UserError: no object counts.
+    """
     by_class = detection.voc_ap(truths, predictions, points=None)
     coco = detection.coco_map(truths, predictions)
-    mean = float(np.mean(list(by_class.values()))) if by_class else 0.0
-    return {"map50": mean, "ap": coco.get("ap", 0.0), **{f"ap50/{classes[k]}": x for k, x in by_class.items()}}
+    if not by_class:
+        raise UserError("no average precision: every object of the split is difficult or a crowd: choose another split")
+    mean = float(np.mean(list(by_class.values())))
+    return {"map50": mean, "ap": coco["ap"], **{f"ap50/{classes[k]}": x for k, x in by_class.items()}}
 
 
 class Mistake(NamedTuple):

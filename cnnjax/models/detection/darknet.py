@@ -92,6 +92,7 @@ class Darknet(linen.Module):
     """
 
     aux_weights: ClassVar[Mapping[str, float]] = {}
+    head: ClassVar[str] = "yolo"
 
     layers: tuple[Layer, ...]
     image_shape: tuple[int, int, int]

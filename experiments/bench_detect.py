@@ -77,7 +77,7 @@ def opencv(config: Config, size: int) -> Callable[[], Any]:
 
 def contenders(config: Config) -> dict[str, Callable[[], Any]]:
     """Functions to time, by name."""
-    grids = detector.Config()
+    grids = detector.Config().yolo
     fields = {"features": grids.grid_features, "depths": grids.grid_depths, "grid_strides": grids.grid_strides}
     model = models.create("yolov3", base=("mobilenet_v2", {}), num_classes=CLASSES, **fields)
     images = np.zeros((1, config.size, config.size, 3), np.float32)

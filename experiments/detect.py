@@ -1,18 +1,20 @@
-"""Object detection: the class of every object in an image, and the box around it, in one look (YOLO).
+"""Object detection: the class of every object in an image, and the box around it, in one look (YOLO, SSD).
 
     python experiments/detect.py --dataset path/to/voc --file mobilenet_v2_features.safetensors   # see docs/results.md
     python experiments/detect.py --dataset coco/2017 --data-dir PATH --scales 320 608             # multi-scale
+    python experiments/detect.py --dataset path/to/voc --head ssd --view ssd
     python experiments/detect.py --dataset path/to/voc --smoke          # random weights, nothing is downloaded
 
-Reads Pascal VOC, COCO, VIA and YOLO files, and tfds' voc and coco (docs/data.md). YOLOv3's grids lie over any published
-classifier; their anchors are the k-means of the training boxes. First the new layers train over a frozen base, then all
-of the network; the weights with the best mAP on the validation split are kept. The test split is evaluated once, at the
-end, in the pixels of the files: summary.json has ``test/map50``, COCO's figures and the AP of each class.
+Reads Pascal VOC, COCO, VIA and YOLO files, and tfds' voc and coco (docs/data.md). The head over any published
+classifier is YOLOv3's, whose anchors are the k-means of the training boxes, or SSD's. First the new layers train over a
+frozen base, then all of the network; the weights with the best mAP on the validation split are kept. The test split is
+evaluated once, at the end, in the pixels of the files: summary.json has ``test/map50``, COCO's figures and the AP of
+each class.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -21,12 +23,11 @@ import tyro
 from cnnjax import cli, experiment, fit, models, plot, report, serving, settings, train
 from cnnjax.data import catalog, pipeline, sources, splits, targets, transforms
 from cnnjax.data.sources import Source
-from cnnjax.losses.yolo import BoxLoss
 from cnnjax.metrics import detection
-from cnnjax.models.detection import yolo
+from cnnjax.models.detection import ssd, yolo
 from cnnjax.ops import anchors
 from cnnjax.tasks import detect, transfer
-from cnnjax.types import PyTree, Task, UserError
+from cnnjax.types import PyTree, Task
 
 
 @dataclass(frozen=True)
@@ -42,25 +43,16 @@ class Config:
     batch_size: settings.PositiveInt = 8
     """Images per step, over all devices."""
 
-    grid_strides: tuple[settings.PositiveInt, ...] = (32, 16, 8)
-    """Strides of the grids in pixels, coarse to fine, among those of the base's feature maps."""
-    grid_features: tuple[settings.PositiveInt, ...] = (192, 128, 96)
-    """Features of each grid's neck."""
-    grid_depths: tuple[settings.NonNegativeInt, ...] = (1, 1, 1)
-    """1×1 convolutions of each neck, with 3×3 ones between them; YOLOv3 has 3 and features 512 256 128."""
-    anchors: settings.PositiveInt = 3
-    """Anchors of each grid."""
-    box_loss: BoxLoss = "ciou"
-    """codes: of offsets and log sizes, YOLOv3's; ciou: 1 − complete IoU, YOLOv4's."""
-    box_weight: settings.Positive = 2.0
-    """Weight of the box loss; those of objectness and class are 1."""
-    ignore_threshold: settings.Fraction = 0.7
-    """IoU with an object from which a prediction is not blamed for its objectness."""
     phases: tuple[settings.Phase, ...] = (
         settings.Phase("frozen", 3, train_from="head", schedule="cosine"),
         settings.Phase("fine-tune", 40, base_factor=0.5, schedule="cosine"),
     )
     """Phases of training."""
+
+    head: Literal["yolo", "ssd"] = "yolo"
+    """YOLOv3's grids or SSD's default boxes, with the flags of its group."""
+    yolo: tyro.conf.OmitArgPrefixes[settings.YOLOHead] = settings.YOLOHead()
+    ssd: tyro.conf.OmitArgPrefixes[settings.SSDHead] = settings.SSDHead()
 
     base: tyro.conf.OmitArgPrefixes[settings.Base] = settings.Base("mobilenet_v2.torchvision")
     images: tyro.conf.OmitArgPrefixes[settings.DetectionImages] = settings.DetectionImages()
@@ -77,16 +69,15 @@ def resolve(config: Config) -> Config:
     """Checks the settings at once, and makes ``--smoke`` small."""
     config = experiment.resolve(config, f"detect-{config.dataset.rstrip('/').rsplit('/', 1)[-1]}")
     config = replace(config, phases=config.tuning.phases(config.phases))
-    lengths = {len(config.grid_strides), len(config.grid_features), len(config.grid_depths)}
-    if len(lengths) > 1 or not all(lengths):
-        raise UserError("--grid-strides, --grid-features and --grid-depths want a number for each grid")
-    if config.size % max(config.grid_strides):
-        raise UserError(f"--size {config.size} must be a multiple of the coarsest stride, {max(config.grid_strides)}")
+    if config.head == "yolo":
+        config.yolo.check(config.size)
+    else:
+        config.ssd.check()
     if not config.output.smoke:
         return config
-    return replace(
-        experiment.smoke(config, batch_size=8), size=SMOKE_SIZE, grid_features=(16,) * len(config.grid_strides)
-    )
+    yolo = replace(config.yolo, grid_features=(16,) * len(config.yolo.grid_strides))
+    ssd = replace(config.ssd, extra_features=(16,) * len(config.ssd.extra_features))
+    return replace(experiment.smoke(config, batch_size=8), size=SMOKE_SIZE, yolo=yolo, ssd=ssd)
 
 
 class Experiment(NamedTuple):
@@ -95,9 +86,9 @@ class Experiment(NamedTuple):
     files: splits.Splits
     splits: splits.Splits
     card: serving.Card
-    clusters: anchors.Clusters
+    clusters: anchors.Clusters | None  # anchors of YOLO
     task: Task
-    model: yolo.YOLO
+    model: yolo.YOLO | ssd.SSD
     plan: train.Plan
     variables: PyTree
 
@@ -109,25 +100,23 @@ def build(config: Config) -> Experiment:
     found = prepared(config, files)
     classes, per_epoch = files.train.classes, pipeline.steps_per_epoch(len(files.train), config.batch_size)
     network = config.base.tuned(network, per_epoch)
-    clusters = cluster(config, files.train)
-    fields = {
-        "anchors": tuple(tuple(float(x) for x in pair) for pair in clusters.sizes.round(1)),
-        "grid_strides": config.grid_strides,
-        "features": config.grid_features,
-        "depths": config.grid_depths,
-    }
-    momentum = max(1 - 2 / per_epoch, transfer.LEAST_MOMENTUM)
-    make = {"num_classes": len(classes), "momentum": momentum, **fields}
-    model = models.create("yolov3", base=network.model, **make)
+    head: settings.YOLOHead | settings.SSDHead
+    if config.head == "yolo":
+        head, clusters = config.yolo, config.yolo.clusters(box_sizes(config.size, files.train), config.loop.seed)
+        report.say(f"{len(clusters.sizes)} anchors by k-means: average IoU {clusters.average_iou:.3f}")
+        fields = head.fields(clusters.sizes)
+        new = {"momentum": max(1 - 2 / per_epoch, transfer.LEAST_MOMENTUM)}
+    else:
+        head, clusters, fields, new = config.ssd, None, config.ssd.fields(config.size), {}
+    model = models.create(head.model, base=network.model, num_classes=len(classes), **new, **fields)
     variables = transfer.variables(model, network.variables, jax.random.key(config.loop.seed))
     variables = experiment.initial(config.loop, model, variables, (config.size, config.size, 3))
-    loss = {"box_loss": config.box_loss, "ignore_threshold": config.ignore_threshold}
-    task = detect.task(model, network.prepare, classes, weights={"box": config.box_weight}, **loss)
+    task = detect.task(model, network.prepare, classes, **head.of_task)
     augment = experiment.augmentation(config.images.op(), network.prepare)
     plan = config.tuning.plan(task, network.model, config.phases, per_epoch, config.loop.seed, augment)
     card = serving.card(network.entry, "detect", "squeeze", classes)
     base = (network.entry.model, dict(network.entry.fields))
-    card = replace(card, model="yolov3", fields={"base": base, **fields}, image_size=config.size)
+    card = replace(card, model=head.model, fields={"base": base, **fields}, image_size=config.size)
     return Experiment(files, found, card, clusters, task, model, plan, variables)
 
 
@@ -146,14 +135,6 @@ def prepared(config: Config, files: splits.Splits) -> splits.Splits:
     ready = {part: sources.Mapped(each, lambda example: pad(squeeze(example))) for part, each in parts.items()}
     limit = config.reading.in_memory_bytes
     return replace(files, **{part: sources.in_memory_if_small(each, limit) for part, each in ready.items()})
-
-
-def cluster(config: Config, source: Source) -> anchors.Clusters:
-    """Sizes of the anchors, in pixels of the squeezed images: k-means of the training boxes."""
-    count = config.anchors * len(config.grid_strides)
-    clusters = anchors.kmeans(box_sizes(config.size, source), count, np.random.default_rng(config.loop.seed))
-    report.say(f"{count} anchors by k-means: average IoU {clusters.average_iou:.3f}")
-    return clusters
 
 
 def box_sizes(size: int, source: Source) -> np.ndarray:
@@ -195,7 +176,9 @@ def main(config: Config) -> dict[str, float]:
         truths, predictions = on_files(built, built.files.last[1], rows)
         figures = {**detect.precision(truths, predictions, test.classes), **detection.coco_map(truths, predictions)}
         summary = {f"{last}/{name}": x for name, x in figures.items()}
-        summary |= {**scores, "anchors/average_iou": built.clusters.average_iou}
+        summary |= scores
+        if built.clusters:
+            summary["anchors/average_iou"] = built.clusters.average_iou
         served = serving.Served(built.card, built.model, variables)
         experiment.finish(run, summary, served, drawings(config, built, served, rows))
         by_class = {name: f"{x:.3f}" for name in test.classes if (x := figures.get(f"ap50/{name}")) is not None}
@@ -226,13 +209,15 @@ def drawings(
         pictures = [each.picture(test[each.image]["image"]) for each in worst[: experiment.PICTURED]]
         return plot.pictures(pictures, suptitle=f"{len(worst)} {kind}s")
 
-    return {
+    figures: experiment.Drawings = {
         "boxes.png": lambda: experiment.examples(served, test),
         "precision_recall.png": curves,
         "misses.png": lambda: mistakes("miss"),
         "false_alarms.png": lambda: mistakes("false alarm"),
-        "anchors.png": lambda: plot.anchors(box_sizes(config.size, built.files.train), built.clusters.sizes),
     }
+    if clusters := built.clusters:
+        figures |= {"anchors.png": lambda: plot.anchors(box_sizes(config.size, built.files.train), clusters.sizes)}
+    return figures
 
 
 if __name__ == "__main__":

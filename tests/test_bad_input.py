@@ -209,6 +209,7 @@ def test_a_read_only_disk_is_named(mounted: Path):
 
 
 @pytest.mark.usefixtures("one_device")
+@pytest.mark.exhaustive
 def test_a_full_disk_loses_nothing(mounted: Path):
     run = mounted / "run"
     line = error(classify("--smoke", "--run-dir", run))

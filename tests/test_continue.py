@@ -64,6 +64,7 @@ def test_another_rate_goes_on_and_another_optimizer_does_not(origin, photos, tmp
         train(tmp_path / "shorter", photos, epochs=1, continue_from=origin)
 
 
+@pytest.mark.exhaustive
 def test_weights_alone_begin_a_new_run(origin, photos, tmp_path):
     flags = {"epochs": 1, "optimizer": "sgd", "learning_rate": 1e-12}
     train(tmp_path / "new", photos, continue_from=origin, continue_with="weights", **flags)

@@ -82,6 +82,7 @@ def test_an_impossible_setting_is_refused(tmp_path, change, message):
         main(settings.change(Config(), run_dir=tmp_path, **change))
 
 
+@pytest.mark.exhaustive
 def test_an_error_is_one_line_and_a_status(tmp_path):
     command = [sys.executable, SCRIPT, "--run-dir", tmp_path / "run", "--models", "vgg61"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -65,7 +65,7 @@ def test_weights_come_back_in_their_places(small, version):
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(variables))
 
 
-@pytest.mark.parametrize("name", ["darknet19", "darknet53"])
+@pytest.mark.parametrize("name", ["darknet19", pytest.param("darknet53", marks=pytest.mark.exhaustive)])
 def test_classifiers_take_a_file_with_or_without_head(name, tmp_path, capsys):
     model = models.create(name, num_classes=3)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
@@ -254,7 +254,8 @@ def test_the_network_of_a_cfg_trains_as_a_detector(small):
         "labels": np.array([[3], [1]]),
         "box_mask": np.ones((2, 1), bool),
     }
-    (value, (_, sums)), gradient = jax.value_and_grad(task.loss_fn, has_aux=True)(variables, batch, jax.random.key(0))
+    graded = jax.jit(jax.value_and_grad(task.loss_fn, has_aux=True))
+    (value, (_, sums)), gradient = graded(variables, batch, jax.random.key(0))
     assert value > 0
     assert {"box", "objectness", "class", "loss", "count"} == sums.keys()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient["params"]))

@@ -147,6 +147,7 @@ def test_impossible_values_are_refused(change):
         main(settings.change(Config(), **change))
 
 
+@pytest.mark.exhaustive
 def test_an_error_is_one_line_and_a_status(tmp_path):
     (tmp_path / "file").write_text("")
     command = [sys.executable, SCRIPT, "--smoke", "--run-dir", tmp_path / "file"]

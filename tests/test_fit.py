@@ -31,9 +31,9 @@ def train(folder, scores, patience, epochs=8, head=0):
     [
         ([1, 2, 3, 2, 1, 0, 9, 9], 2, 0, 5, 3),
         ([1, 1, 1, 1, 1, 1, 1, 1], 3, 0, 4, 1),  # an equal score is not better
-        ([1, 2, 3, 2, 1, 0, 9, 9], 0, 0, 8, 7),
+        pytest.param([1, 2, 3, 2, 1, 0, 9, 9], 0, 0, 8, 7, marks=pytest.mark.exhaustive),
         ([9, 1, 1, 1, 2, 3, 3, 3], 2, 2, 4, 1),  # two bad epochs of the last phase: the best epoch is in the first
-        ([9, 1, 1, 10, 2, 3, 3, 3], 2, 2, 6, 4),
+        pytest.param([9, 1, 1, 10, 2, 3, 3, 3], 2, 2, 6, 4, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_run_ends_when_its_patience_does_and_stays_ended(tmp_path, scores, patience, head, ends, best):

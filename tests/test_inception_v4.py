@@ -43,6 +43,7 @@ def test_sizes_of_the_feature_maps_of_inception_v4():
     }
 
 
+@pytest.mark.exhaustive
 def test_sizes_of_the_feature_maps_of_inception_resnet_v2():
     assert sizes("inception_resnet_v2", 299) == {
         "stem1": (147, 64),
@@ -60,6 +61,7 @@ def test_sizes_of_the_feature_maps_of_inception_resnet_v2():
 
 
 @pytest.mark.parametrize("name", ["inception_v4", "inception_resnet_v2"])
+@pytest.mark.exhaustive
 def test_sizes(name):
     promises.check_sizes(name, 75)
 

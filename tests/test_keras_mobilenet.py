@@ -5,7 +5,8 @@ import peers
 import pytest
 
 
-@pytest.mark.parametrize(("width", "saved"), [pytest.param(1.0, "h5", marks=pytest.mark.exhaustive), (0.75, "keras")])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("width", "saved"), [(1.0, "h5"), (0.75, "keras")])
 def test_mobilenet_v1(width, saved):
     peers.check_keras(
         "mobilenet_v1",

@@ -154,6 +154,7 @@ def test_logits_are_minus_the_distances_of_f6(variables):
     np.testing.assert_allclose(logits, want, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_learns_with_its_loss(variables):
     """Forty steps on three images with the paper's loss: each reaches the code of its label."""
     model, labels = models.create("lenet5"), jnp.array([3, 1, 7])

@@ -32,6 +32,7 @@ def test_remat(monkeypatch):
     promises.check_remat("mobilenet_v2", 32)
 
 
+@pytest.mark.exhaustive
 def test_sizes():
     promises.check_sizes("mobilenet_v1", 31)
     promises.check_sizes("mobilenet_v1", 1, padding=1)

@@ -24,7 +24,7 @@ from cnnjax.types import UserError
 KEY = jax.random.key(0)
 KEYS = {"params": KEY, "dropout": KEY}
 # Deeper variants of a network that is tested with fewer layers.
-DEEPER = re.compile(r"resnet(34|101|152)(_v1|_v2)?|seresnet(101|152)|vgg19|inception_v4|senet154")
+DEEPER = re.compile(r"resnet(34|101|152)(_v1|_v2)?|seresnet(101|152)|vgg19|inception_v4|inception_resnet_v2|senet154")
 CASES = [
     pytest.param(name, marks=[pytest.mark.exhaustive] if DEEPER.fullmatch(name) else []) for name in models.names()
 ]

@@ -38,6 +38,7 @@ SLOW = (
     "inception_v3",
     "resnet18",
     "resnet50_v2",
+    "vgg16",
 )
 SHAPES |= {name: (96, 128, 3) for name in models.names() if name not in SHAPES}
 some_models = pytest.mark.parametrize(

@@ -33,8 +33,8 @@ fixed = settings(
 
 
 def examples(count):
-    """``count`` in the parity suite; a quarter of them, which take a minute on 2 cores, beside the other tests."""
-    return count if os.environ.get("CNNJAX_EXHAUSTIVE") else -(-count // 4)
+    """``count`` in the parity suite; an eighth of them beside the other tests."""
+    return count if os.environ.get("CNNJAX_EXHAUSTIVE") else -(-count // 8)
 
 
 SIDES = st.integers(1, 40)

@@ -89,6 +89,7 @@ def test_zero_init_starts_units_as_the_identity():
     np.testing.assert_array_equal(endpoints["stage1"], nn.max_pool(endpoints["stem"], 3, strides=2, padding=1))
 
 
+@pytest.mark.exhaustive
 def test_remat_changes_nothing(monkeypatch):
     """The network has as few blocks as contain every part."""
     few = functools.partial(resnet.ResNet, (2, 1, 1, 1), bottleneck=False)

@@ -77,6 +77,7 @@ def test_sigterm_saves_exits_0_and_goes_on(unbroken, tmp_path):
     assert kills.differences(folder, unbroken) == []
 
 
+@pytest.mark.exhaustive
 def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(unbroken, tmp_path):
     folder = tmp_path / "damaged"
     shutil.copytree(unbroken, folder)
@@ -91,6 +92,7 @@ def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(unbroken,
     assert kills.differences(folder, unbroken) == []
 
 
+@pytest.mark.exhaustive
 def test_finished_run_is_reported_again_and_not_changed(unbroken, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(unbroken, folder)
@@ -105,6 +107,7 @@ def test_other_configuration_is_refused_naming_what_differs(unbroken, tmp_path):
     assert sorted(unbroken.rglob("*")) == before
 
 
+@pytest.mark.exhaustive
 def test_run_in_use_is_refused(tmp_path):
     folder = tmp_path / "used"
     first = kills.start(folder, *kills.SHORT)
@@ -139,6 +142,7 @@ def test_two_processes_are_one(tmp_path, unused_tcp_port):
     assert steps(tmp_path / "one") == steps(tmp_path / "two")
 
 
+@pytest.mark.exhaustive
 def test_processes_with_other_settings_are_refused_at_start(tmp_path, unused_tcp_port):
     processes = start_two(tmp_path / "two", unused_tcp_port, "--smoke", second=("--seed", "1", "--threads", "2"))
     assert [process.wait(timeout=300) for process in processes] == [2, 2]

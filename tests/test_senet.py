@@ -29,6 +29,7 @@ def test_remat(monkeypatch):
     promises.check_remat("senet154", 32)
 
 
+@pytest.mark.exhaustive
 def test_sizes():
     promises.check_sizes("senet154", 3)
 

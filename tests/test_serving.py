@@ -200,6 +200,7 @@ def test_a_network_takes_only_prepared_images():
             ours.predict(ours.variables, wrong)
 
 
+@pytest.mark.exhaustive
 def test_the_exported_published_network_says_what_keras_weights_say(shared, tmp_path):
     weights = {"weights": "mobilenet_v1_0.75_224.keras", "file": shared / "weights" / "mobilenet_7_5_224_tf.h5"}
     summary = export.main(

@@ -50,6 +50,7 @@ def test_classify(photos, tmp_path, capsys):
     assert (tmp_path / "run" / "confusion.png").is_file()
 
 
+@pytest.mark.exhaustive
 def test_flowers(photos, tmp_path, capsys):
     values = {"dataset": str(photos), "test_fraction": 0.0, "phases": (HEAD,), "run_dir": tmp_path, "smoke": True}
     summary = flowers.main(settings.change(flowers.Config(), **values))

@@ -242,8 +242,8 @@ def test_the_chapters_exercise_2():
         ("resnet18", 1.814),
         ("resnet34", 3.664),
         ("resnet50", 4.089),
-        ("resnet101", 7.801),
-        ("resnet152", 11.514),
+        pytest.param("resnet101", 7.801, marks=pytest.mark.exhaustive),
+        pytest.param("resnet152", 11.514, marks=pytest.mark.exhaustive),
         ("mobilenet_v2", 0.301),
     ],
 )

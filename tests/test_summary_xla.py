@@ -45,7 +45,7 @@ def residuals(model, shape):
         ("vgg16", (4, 64, 64, 3)),
         ("resnet18", (16, 64, 64, 3)),
         ("resnet50_v2", (4, 128, 128, 3)),
-        ("googlenet_bn", (8, 128, 128, 3)),
+        pytest.param("googlenet_bn", (8, 128, 128, 3), marks=pytest.mark.exhaustive),
     ],
 )
 def test_training_keeps_what_jaxs_derivative_keeps(name, shape):

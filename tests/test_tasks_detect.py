@@ -103,10 +103,10 @@ def every_step():
 
 
 @pytest.fixture(scope="module")
-def trained(rectangles, tmp_path_factory, one_device_in_module, every_step):
-    """Folder and summary of a smoke run over two sizes, without interruption."""
+def trained(rectangles, tmp_path_factory, one_device_in_module):
+    """Folder and summary of a smoke run."""
     folder = tmp_path_factory.mktemp("detect") / "run"
-    return folder, experiment.main(config_of(folder, rectangles, **MULTI))
+    return folder, experiment.main(config_of(folder, rectangles, phases=MULTI["phases"], mosaic=0.5))
 
 
 MULTI = {
@@ -119,8 +119,6 @@ MULTI = {
 
 def test_a_run_leaves_its_figures_and_pictures(trained):
     folder, summary = trained
-    size_at = settings.DetectionImages(scales=MULTI["scales"]).size_at(0)
-    assert {size_at(step) for step in range(5)} == {64, 96}
     assert json.loads((folder / "summary.json").read_text()) == summary
     named = {
         "test/map50",
@@ -139,11 +137,12 @@ def test_a_run_leaves_its_figures_and_pictures(trained):
     assert {"loss", "box", "objectness", "class"} <= {name.rpartition("/")[2] for line in lines for name in line}
 
 
-def test_a_multi_scale_run_that_is_broken_off_ends_bit_for_bit_the_same(
-    trained, every_step, rectangles, tmp_path, monkeypatch
-):
-    unbroken, summary = trained
-    folder = tmp_path / "broken"
+@pytest.mark.exhaustive
+def test_a_multi_scale_run_that_is_broken_off_ends_bit_for_bit_the_same(every_step, rectangles, tmp_path, monkeypatch):
+    size_at = settings.DetectionImages(scales=MULTI["scales"]).size_at(0)
+    assert {size_at(step) for step in range(5)} == {64, 96}
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "broken"
+    summary = experiment.main(config_of(unbroken, rectangles, **MULTI))
     read = settings.DetectionImages.batches
 
     def breaking(self, *args):
@@ -198,6 +197,22 @@ def test_the_network_of_a_run_is_served_and_exported_with_suppression_inside(
     np.testing.assert_allclose([each["score"] for each in objects], found["scores"][found["valid"]], atol=1e-4)
 
 
+@pytest.mark.exhaustive
+def test_a_run_with_ssds_head_is_scored_and_predicts(rectangles, tmp_path):
+    folder = tmp_path / "ssd"
+    summary = experiment.main(config_of(folder, rectangles, head="ssd", view="ssd"))
+    assert {"test/map50", "valid/map50", "test/ap50/red"} <= summary.keys()
+    assert "anchors/average_iou" not in summary
+    assert json.loads((folder / "model.json").read_text())["model"] == "ssd"
+    config = settings.change(evaluate.Config(), dataset=str(rectangles), run=folder, run_dir=tmp_path / "scored")
+    assert evaluate.main(config)["count"] == 60
+    served = serving.load(folder)
+    assert served.model.extras == ((16, 2),) * 4
+    found = jax.jit(served.predict)(served.variables, served.card.pixels([rectangles / "JPEGImages" / "3.png"]))
+    assert found["boxes"].shape == (1, 100, 4)
+
+
+@pytest.mark.exhaustive
 def test_a_run_is_scored_on_other_images(trained, rectangles, tmp_path):
     folder, _ = trained
     config = settings.change(evaluate.Config(), dataset=str(rectangles), run=folder, run_dir=tmp_path / "run")
@@ -214,6 +229,7 @@ def test_a_run_is_scored_on_other_images(trained, rectangles, tmp_path):
         ({"scales": (96, 64)}, "--scales 96 64"),
         ({"grid_strides": (32, 7, 8)}, "has no feature map of stride 7"),
         ({"anchors": 500}, "1500 anchors from"),
+        ({"head": "ssd", "map_strides": (32,), "extra_features": ()}, "SSD wants 2 feature maps or more"),
         ({"dataset": "nowhere/at/all"}, "nowhere"),
     ],
 )

@@ -218,7 +218,8 @@ def test_statistics_of_norms_follow_within_an_epoch(per_epoch, momentum):
     assert given.tuned(pretrained.Network(None, base, {}), per_epoch).model.momentum == 0
 
 
-@pytest.mark.parametrize("keep", ["best", pytest.param("last", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_weights_of_the_frozen_phase_are_kept_where_they_validate_better(run, keep, monkeypatch):
     make, validation = experiment.scorer, iter([0.9, 0.5])
 

@@ -131,6 +131,7 @@ def test_a_head_of_any_name_stays_out_where_none_is_wanted(tmp_path, names, caps
         weights.load(path, model(10))
 
 
+@pytest.mark.exhaustive
 def test_a_body_alone_loads_and_a_part_of_it_does_not(tmp_path):
     arrays = {key: x for key, x in state(10).items() if not key.startswith("fc.")}
     path = saved(tmp_path / "body.safetensors", arrays)
@@ -177,7 +178,16 @@ def tuned(tmp_path_factory):
     return {"nested": nested, "flat": flat, "base": base}, folder
 
 
-@pytest.mark.parametrize("file", ["nested.keras", "nested.weights.h5", "nested.h5", "flat.keras", "flat.weights.h5"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param("nested.keras", marks=pytest.mark.exhaustive),
+        "nested.weights.h5",
+        "nested.h5",
+        "flat.keras",
+        "flat.weights.h5",
+    ],
+)
 def test_a_fine_tuned_keras_model_gives_the_same_logits_and_a_base(tuned, file, capsys):
     nets, folder = tuned
     images = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cnnjax.settings.data import Augmentation, Batches, Mixing, Reading
-from cnnjax.settings.detection import DetectionImages
+from cnnjax.settings.detection import DetectionImages, SSDHead, YOLOHead
 from cnnjax.settings.fields import (
     LOCATES,
     MAY_DIFFER,
@@ -59,7 +59,9 @@ __all__ = [
     "PositiveInt",
     "Range",
     "Reading",
+    "SSDHead",
     "Share",
+    "YOLOHead",
     "change",
     "check",
     "defaults",

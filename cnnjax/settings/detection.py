@@ -1,16 +1,18 @@
-"""Settings of a detector's training images: how each is seen, its colors, room for its boxes, sizes."""
+"""Settings of detectors: their heads; their training images, how each is seen, its colors, room for boxes, sizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from cnnjax.data import augment, color, pipeline, targets, views
 from cnnjax.data.sources import Kept, Source
+from cnnjax.losses.yolo import BoxLoss
+from cnnjax.ops.anchors import Clusters, even_default_boxes, kmeans
 from cnnjax.settings.data import Batches, Reading
-from cnnjax.settings.fields import Pixels, PositiveInt, Range
+from cnnjax.settings.fields import Fraction, NonNegativeInt, Pixels, Positive, PositiveInt, Range
 from cnnjax.types import Example, UserError
 
 STRIDE = 32  # of the coarsest map of a detector, which sizes are multiples of
@@ -18,6 +20,91 @@ STRIDE = 32  # of the coarsest map of a detector, which sizes are multiples of
 Half = Annotated[float, Range("in 0 … 0.5, 0.5 excluded", 0, 0.5, with_high=False)]
 Part = Annotated[float, Range("in 0 … 1", 0, 1)]
 Factor = Annotated[float, Range("1 or more", 1, 100)]
+
+
+@dataclass(frozen=True)
+class YOLOHead:
+    """YOLOv3's grids over a base, and their loss."""
+
+    model: ClassVar[str] = "yolov3"
+
+    grid_strides: tuple[PositiveInt, ...] = (32, 16, 8)
+    """Strides of the grids in pixels, coarse to fine, among those of the base's feature maps."""
+    grid_features: tuple[PositiveInt, ...] = (192, 128, 96)
+    """Features of each grid's neck."""
+    grid_depths: tuple[NonNegativeInt, ...] = (1, 1, 1)
+    """1×1 convolutions of each neck, with 3×3 ones between them; YOLOv3 has 3 and features 512 256 128."""
+    anchors: PositiveInt = 3
+    """Anchors of each grid."""
+    box_loss: BoxLoss = "ciou"
+    """codes: of offsets and log sizes, YOLOv3's; ciou: 1 − complete IoU, YOLOv4's."""
+    box_weight: Positive = 2.0
+    """Weight of the box loss; those of objectness and class are 1."""
+    ignore_threshold: Fraction = 0.7
+    """IoU with an object from which a prediction is not blamed for its objectness."""
+
+    def check(self, size: int) -> None:
+        """Raises UserError where the numbers do not fit each other, or the size of the images."""
+        lengths = {len(self.grid_strides), len(self.grid_features), len(self.grid_depths)}
+        if len(lengths) > 1 or not all(lengths):
+            raise UserError("--grid-strides, --grid-features and --grid-depths want a number for each grid")
+        if size % max(self.grid_strides):
+            raise UserError(f"--size {size} must be a multiple of the coarsest stride, {max(self.grid_strides)}")
+
+    def clusters(self, sizes: np.ndarray, seed: int) -> Clusters:
+        """Anchors for boxes of ``sizes`` [n, 2], by k-means."""
+        return kmeans(sizes, self.anchors * len(self.grid_strides), np.random.default_rng(seed))
+
+    def fields(self, sizes: np.ndarray) -> dict[str, Any]:
+        """Fields of the model, with anchors of ``sizes`` [k, 2]."""
+        return {
+            "anchors": tuple(tuple(float(x) for x in pair) for pair in sizes.round(1)),
+            "grid_strides": self.grid_strides,
+            "features": self.grid_features,
+            "depths": self.grid_depths,
+        }
+
+    @property
+    def of_task(self) -> dict[str, Any]:
+        """Options of ``tasks.detect.task``."""
+        options = {"box_loss": self.box_loss, "ignore_threshold": self.ignore_threshold}
+        return {"weights": {"box": self.box_weight}, **options}
+
+
+@dataclass(frozen=True)
+class SSDHead:
+    """SSD's default boxes on a base's feature maps and further, smaller ones, and their loss."""
+
+    model: ClassVar[str] = "ssd"
+
+    map_strides: tuple[PositiveInt, ...] = (16, 32)
+    """Strides in pixels of the base's feature maps that have default boxes."""
+    extra_features: tuple[PositiveInt, ...] = (512, 256, 256, 128)
+    """Features of each map more, half the size of the one before."""
+    least_scale: Fraction = 0.2
+    """Side of the smallest default box, as a share of the image."""
+    negatives: Positive = 3.0
+    """Boxes of the background that count in the loss, the hardest, for each that has an object."""
+
+    def check(self) -> None:
+        """Raises UserError where there are fewer than 2 maps."""
+        if len(self.map_strides) + len(self.extra_features) < 2:
+            raise UserError("--map-strides and --extra-features: SSD wants 2 feature maps or more")
+
+    def fields(self, size: int) -> dict[str, Any]:
+        """Fields of the model for square images of ``size`` pixels."""
+        maps = len(self.map_strides) + len(self.extra_features)
+        return {
+            "strides": self.map_strides,
+            "extras": tuple((features, 2) for features in self.extra_features),
+            "default": even_default_boxes(maps, self.least_scale),
+            "image_shape": (size, size, 3),
+        }
+
+    @property
+    def of_task(self) -> dict[str, Any]:
+        """Options of ``tasks.detect.task``."""
+        return {"negatives": self.negatives}
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,8 @@ def _ssd(
 ) -> SSD:
     """SSD on a base of one's own; by default on MobileNetV2, whose maps have 20, 10, 5, 3, 2, 1 pixels at 320."""
     base = base or MobileNetV2(num_classes=None, dtype=dtype)
-    return SSD(base, num_classes, strides, extras, default, image_shape, dtype=dtype)
+    chosen = None if default is None else anchors.DefaultBoxes(*default)  # a card's are lists
+    return SSD(base, num_classes, strides, extras, chosen, image_shape, dtype=dtype)
 
 
 def _ssd300_vgg16(num_classes: int | None = 90, dtype: Dtype | None = None) -> SSD:

@@ -15,12 +15,15 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
 # Before JAX is imported, here and (through the environment) in every process that a test starts.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("CNNJAX_CACHE", str(ROOT / ".cache" / "cnnjax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Compiling takes most of the tests' time. The operations stay the same; `make parity` compiles as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+flags = ["--xla_force_host_platform_device_count=8"]
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
+    flags.append("--xla_cpu_use_fusion_emitters=false")  # half of the time that is left
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 

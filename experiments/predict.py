@@ -5,6 +5,7 @@
     python experiments/predict.py --weights resnet50.keras --file resnet50_weights_tf_dim_ordering_tf_kernels.h5
     python experiments/predict.py photo.jpg --run runs/flowers         # the network that a run has trained
     python experiments/predict.py dog.jpg --darknet yolov3.cfg yolov3.weights --names coco.names
+    python experiments/predict.py film.gif frames/ --run runs/detect-x --frames   # a GIF with the boxes, too
     python experiments/predict.py --smoke                              # random weights, nothing is downloaded
 
 It writes predictions.json, predictions.png and summary.json into the run folder. With ``--weights
@@ -15,7 +16,7 @@ A run's network predicts what it was trained for: that of localize.py also predi
 import glob
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from sklearn.datasets import load_sample_images
 
 from cnnjax import atomic, cli, experiment, plot, report, serving, settings
 from cnnjax.data import sources
-from cnnjax.data.formats import folders, images
+from cnnjax.data.formats import frames, images
 from cnnjax.types import Batch, Picture, Prediction, PyTree, Rows, Sums, UserError
 
 
@@ -42,11 +43,15 @@ class Config:
     batch_size: settings.PositiveInt = 32
     """Images per batch, over all devices."""
 
+    frames: bool = False
+    """Predict every frame of animations, not only the first; NAME.gif in the run folder shows them."""
+
     network: tyro.conf.OmitArgPrefixes[settings.Network] = settings.Network()
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
 
 MOST_SHOWN = 24  # images in the table and in the figure; all are in predictions.json
+MOST_FRAMES = 200  # in the animation of a file
 RANDOM = "RANDOM WEIGHTS: these predictions mean nothing"
 
 
@@ -74,9 +79,9 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def open_images(paths: Sequence[Path], card: serving.Card) -> sources.Lenient:
+def open_images(shown: Sequence[frames.Frame], card: serving.Card) -> sources.Lenient:
     """Images prepared for the network; one that cannot be read is black, and False in ``readable``."""
-    files = folders.Folder(tuple(paths), np.zeros(len(paths), np.int32), ("unknown",), card.channels)
+    files = frames.Frames(tuple(shown), card.channels)
     blank = {"image": np.zeros((card.image_size, card.image_size, card.channels), np.uint8), "label": np.int32(0)}
     return sources.Lenient(sources.Mapped(files, card.transform()), blank)
 
@@ -91,13 +96,14 @@ def predict_all(served: serving.Served, source: sources.Lenient, batch_size: int
     return experiment.rows(compute, served.variables, source, batch_size)
 
 
-def described(served: serving.Served, path: Path, prediction: Prediction, top: int | None) -> dict[str, Any]:
+def described(served: serving.Served, shown: frames.Frame, prediction: Prediction, top: int | None) -> dict[str, Any]:
     """Entry of an image in predictions.json; boxes are in pixels of the upright image."""
     if "boxes" in prediction:
-        width, height = images.header_size(path)
+        width, height = images.header_size(shown.path)
         boxes = served.card.transform().restore(np.reshape(prediction["boxes"], (-1, 4)), height, width)
         prediction = {**prediction, "boxes": boxes}
-    return {"file": str(path), **served.task.describe(prediction, top)}
+    frame = {} if shown.number is None else {"frame": shown.number}
+    return {"file": str(shown.path), **frame, **served.task.describe(prediction, top)}
 
 
 def resolve(config: Config) -> Config:
@@ -115,39 +121,47 @@ def main(config: Config) -> dict[str, Any]:
     if config.network.of_publisher and (config.top or 0) > classes:  # other networks' classes may be few
         raise UserError(f"--top must be at most {classes}, the classes of {config.network.title}; got {config.top}")
     served = config.network.load(random=config.output.smoke)
-    source = open_images(paths, served.card)
+    shown = frames.listed(paths) if config.frames else [frames.Frame(path) for path in paths]
+    source = open_images(shown, served.card)
     with experiment.opened(config, {}) as run:
         found = predict_all(served, source, config.batch_size)
         readable = found.pop("readable")
         errors = source.errors(readable)
         predictions = {int(i): {name: x[i] for name, x in found.items()} for i in np.flatnonzero(readable)}
-        entries = [described(served, paths[i], each, config.top) for i, each in predictions.items()]
+        entries = [described(served, shown[i], each, config.top) for i, each in predictions.items()]
         title = "random" if config.output.smoke else config.network.title
         content = {"weights": title, "images": entries, "unreadable": errors}
         summary = {"images": len(entries), "unreadable": len(errors)}
         if run.writes:
             atomic.write_json(run.dir / "predictions.json", content)
         run.finish(summary)
-        experiment.draw(run, {"predictions.png": lambda: picture(config, served, source, paths, predictions)})
+
+        def drawn(place: int) -> Picture:
+            each = served.task.draw({"image": source[place]["image"]}, predictions[place])
+            return each._replace(title=f"{shown[place].name}\n{each.title}")
+
+        warning = RANDOM if config.output.smoke else ""
+        few = list(predictions)[:MOST_SHOWN]
+        experiment.draw(run, {"predictions.png": lambda: plot.pictures([drawn(i) for i in few], suptitle=warning)})
+        if run.writes:
+            animate(run.dir, shown, list(predictions), drawn)
     show(config, entries, errors)
     return summary
 
 
-def picture(
-    config: Config,
-    served: serving.Served,
-    source: sources.Lenient,
-    paths: Sequence[Path],
-    predictions: dict[int, Prediction],
-) -> plot.Figure:
-    """Figure of the first images, as prepared for the network, with its predictions."""
-
-    def drawn(place: int) -> Picture:
-        each = served.task.draw({"image": source[place]["image"]}, predictions[place])
-        return each._replace(title=f"{paths[place].name[:32]}\n{each.title}")
-
-    few = [drawn(place) for place in list(predictions)[:MOST_SHOWN]]
-    return plot.pictures(few, suptitle=RANDOM if config.output.smoke else "")
+def animate(
+    folder: Path, shown: Sequence[frames.Frame], places: Sequence[int], drawn: Callable[[int], Picture]
+) -> None:
+    """Writes NAME.gif for each animation: its first frames with their predictions."""
+    by_file: dict[Path, list[int]] = {}
+    for place in places:
+        if shown[place].number is not None:
+            by_file.setdefault(shown[place].path, []).append(place)
+    names = Counter(path.stem for path in by_file)
+    for path, own in by_file.items():
+        name = f"{path.stem}.gif" if names[path.stem] == 1 else f"{'-'.join(path.parts[-2:])}.gif"
+        figures = (plot.pictures([drawn(place)], cell=5) for place in own[:MOST_FRAMES])
+        plot.save_animation(figures, folder / name)
 
 
 def show(config: Config, entries: Sequence[dict[str, Any]], errors: Sequence[str]) -> None:
@@ -157,9 +171,14 @@ def show(config: Config, entries: Sequence[dict[str, Any]], errors: Sequence[str
     rows = []
     for entry in entries[:MOST_SHOWN]:
         for rank, each in enumerate(entry.get("predictions", [entry])):
-            named = {"WordNet id" if key == "wnid" else key: value for key, value in each.items() if key != "file"}
+            named = {
+                "WordNet id" if key == "wnid" else key: value
+                for key, value in each.items()
+                if key not in ("file", "frame")
+            }
             score = {"%": f"{100 * named.pop('score'):.2f}"} if "score" in named else {}
-            rows.append({"image": "" if rank else Path(entry["file"]).name, **named, **score})
+            name = frames.Frame(Path(entry["file"]), entry.get("frame")).name
+            rows.append({"image": "" if rank else name, **named, **score})
     report.table(RANDOM if config.output.smoke else config.network.title, rows)
     more = f"; {len(entries) - MOST_SHOWN} images more are there only" if len(entries) > MOST_SHOWN else ""
     print(f"{config.output.run_dir}: predictions.json, predictions.png{more}")

@@ -60,6 +60,14 @@ def examples(draw):
     return example((left, top, right, bottom), height, width)
 
 
+def assert_box_on_the_mask(box, mask):
+    """Checks that the box is that of the mask to a pixel; a box narrower than a pixel may hold no pixel's center."""
+    if not mask.any():
+        assert min(box[2] - box[0], box[3] - box[1]) < 1
+        return
+    np.testing.assert_allclose(box, mask_box(mask), atol=1)
+
+
 def mask_box(mask):
     """Box around a mask, zeros where it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

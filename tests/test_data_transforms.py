@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from painted import assert_masks_on_the_box, example, examples, extent, mask_box, picture, rng
+from painted import assert_box_on_the_mask, assert_masks_on_the_box, example, examples, extent, picture, rng
 from PIL import Image
 
 from cnnjax.data import augment, transforms
@@ -343,8 +343,8 @@ def test_host_fields_move_together(before, geometry):
     new = geometry(before)
     assert new["segmentation"].shape == new["image"].shape[:2]
     if new["box_mask"][0]:
-        np.testing.assert_allclose(new["boxes"][0], mask_box(new["instance_masks"][0]), atol=1)
-        np.testing.assert_allclose(new["boxes"][0], mask_box(new["segmentation"] == 1), atol=1)
+        assert_box_on_the_mask(new["boxes"][0], new["instance_masks"][0])
+        assert_box_on_the_mask(new["boxes"][0], new["segmentation"] == 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -387,7 +387,7 @@ def test_device_fields_move_together(left, top, down, right, zoom):
     ):
         if new["box_mask"][0]:
             moved = np.asarray(new["boxes"][0])
-            np.testing.assert_allclose(moved, mask_box(np.asarray(new["instance_masks"][0])), atol=1)
-            np.testing.assert_allclose(moved, mask_box(np.asarray(new["segmentation"]) == 1), atol=1)
+            assert_box_on_the_mask(moved, np.asarray(new["instance_masks"][0]))
+            assert_box_on_the_mask(moved, np.asarray(new["segmentation"]) == 1)
     twice = FLIP(FLIP(before))
     chex.assert_trees_all_equal({name: twice[name] for name in before}, before)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from painted import example, examples, mask_box, rng
+from painted import assert_box_on_the_mask, example, examples, rng
 
 from cnnjax.data import transforms, views
 from cnnjax.data.preparation import Geometry
@@ -38,8 +38,8 @@ def assert_on_the_paint(new):
     """Checks the box, if it is kept, against both masks."""
     assert new["segmentation"].shape == new["image"].shape[:2]
     if new["box_mask"][0]:
-        np.testing.assert_allclose(new["boxes"][0], mask_box(new["instance_masks"][0]), atol=1)
-        np.testing.assert_allclose(new["boxes"][0], mask_box(new["segmentation"] == 1), atol=1)
+        assert_box_on_the_mask(new["boxes"][0], new["instance_masks"][0])
+        assert_box_on_the_mask(new["boxes"][0], new["segmentation"] == 1)
 
 
 def middle(image, box):
@@ -194,8 +194,8 @@ def test_fields_of_a_mosaic_stay_on_the_paint_and_in_line(four, name, proportion
     for row, number in enumerate(new["labels"]):
         if new["box_mask"][row]:
             box = new["boxes"][row]
-            np.testing.assert_allclose(box, mask_box(new["instance_masks"][row]), atol=1)
-            np.testing.assert_allclose(box, mask_box(new["segmentation"] == number), atol=1)
+            assert_box_on_the_mask(box, new["instance_masks"][row])
+            assert_box_on_the_mask(box, new["segmentation"] == number)
             assert middle(new["image"], box) in (None, 50 * number)
         else:
             assert not new["boxes"][row].any()

@@ -14,6 +14,7 @@ from cnnjax.models import googlenet
 KEY = jax.random.key(0)
 KEYS = {"params": KEY, "dropout": KEY}
 NAMES = ("googlenet", "googlenet_bn", "se_googlenet")
+EXHAUSTIVE = pytest.mark.exhaustive
 every_variant = pytest.mark.parametrize("name", NAMES)
 
 
@@ -86,7 +87,7 @@ def test_the_papers_table():
     assert logits.shape == (2, 1000)
 
 
-@every_variant
+@pytest.mark.parametrize("name", [pytest.param(x, marks=EXHAUSTIVE) if x != "googlenet" else x for x in NAMES])
 def test_auxiliary_logits_in_training_only(name):
     model = models.create(name, num_classes=7, dtype=jnp.bfloat16)
     _, endpoints = outputs(model, 64, train=False)

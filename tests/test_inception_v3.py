@@ -52,7 +52,8 @@ def test_the_papers_table():
     assert logits.shape == (2, 1000)
 
 
-@pytest.mark.parametrize("size", [75, pytest.param(299, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("size", [75, 299])
 def test_auxiliary_logits_in_training_only(size):
     model = models.create("inception_v3", num_classes=7, dtype=jnp.bfloat16)
     assert "aux1" not in outputs(model, size, train=False)[1]

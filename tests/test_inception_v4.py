@@ -21,6 +21,7 @@ def sizes(name, size):
     return {key: x.shape[2:] for key, x in endpoints.items() if key != "pooled"}
 
 
+@pytest.mark.exhaustive
 def test_counts():
     assert promises.counts("inception_v4") == (42_679_816, 63_168)
     assert promises.counts("inception_v4", num_classes=None)[0] == 42_679_816 - 1537 * 1000

@@ -6,12 +6,12 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-LONG = ("classify", "feature_maps", "flowers", "localize")  # of a quarter of a minute or more
+LONG = ("classify", "detect", "feature_maps", "flowers", "localize")  # of a quarter of a minute or more
 NOTEBOOKS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.exhaustive] if path.stem in LONG else [])
     for path in sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 ]
-PICTURES = {"classify": 6, "feature_maps": 6, "flowers": 8, "localize": 6}
+PICTURES = {"anchors": 5, "classify": 6, "detect": 5, "feature_maps": 6, "flowers": 8, "localize": 6, "map": 3}
 SMOKE = {"SMOKE = False": "SMOKE = True"}
 
 
@@ -21,6 +21,7 @@ def small(photos, rectangles):
     return {
         "classify": {"EPOCHS = 10": "EPOCHS = 1"},
         "flowers": {'DATASET = "tf_flowers"': f"DATASET = {str(photos)!r}", **SMOKE},
+        "detect": {'DATASET = "BCCD_Dataset/BCCD"': f"DATASET = {str(rectangles)!r}", **SMOKE},
         "localize": {'DATASET = "~/animals"': f"DATASET = {str(rectangles)!r}", **SMOKE},
     }
 

@@ -64,6 +64,24 @@ def test_smoke_says_that_its_weights_are_random(tmp_path, capsys):
     assert json.loads((tmp_path / "config.json").read_text())["weights"] == settings.SMOKE
 
 
+def test_every_frame_of_an_animation_is_predicted_and_shown(tmp_path):
+    pixels = [Image.fromarray(np.asarray(Image.open(path).resize((80, 60)))) for path in load_sample_images().filenames]
+    pixels[0].save(tmp_path / "film.gif", save_all=True, append_images=[pixels[1], pixels[0]], duration=50)
+    pixels[1].save(tmp_path / "photo.png")
+    summary, result = run(tmp_path / "run", tmp_path / "film.gif", tmp_path / "photo.png", frames=True, top=1)
+    assert summary == {"images": 4, "unreadable": 0}
+    assert [image.get("frame") for image in result["images"]] == [0, 1, 2, None]
+    first, second, third, photo = (image["predictions"][0]["score"] for image in result["images"])
+    assert first == pytest.approx(third, rel=1e-2)  # the colors of a GIF are few
+    assert second == pytest.approx(photo, rel=1e-2)
+    assert first != pytest.approx(second, rel=1e-2)
+    with Image.open(tmp_path / "run" / "film.gif") as film:
+        assert film.n_frames == 3
+    _, result = run(tmp_path / "first", tmp_path / "film.gif", top=1)
+    assert [image["predictions"][0]["score"] for image in result["images"]] == [pytest.approx(first, rel=1e-5)]
+    assert not (tmp_path / "first" / "film.gif").exists()
+
+
 @pytest.fixture
 def album(tmp_path) -> Path:
     """Folder of one image as several kinds of files, other images, and files that are no images."""

@@ -111,20 +111,25 @@ def test_the_box_is_the_weighted_mean_of_predictions_relative_to_positions():
     np.testing.assert_allclose(codes[:, 2:], [[0.3, 0.4]] * 3, atol=1e-6)
 
 
-def test_a_run_leaves_every_figure_and_goes_on(rectangles, tmp_path, capsys):
-    config = config_of(dataset=rectangles, run_dir=tmp_path / "run", smoke=True)
-    summary = experiment.main(config)
+@pytest.fixture(scope="module")
+def trained(rectangles, tmp_path_factory, one_device_in_module):
+    """Folder, configuration and summary of a smoke run."""
+    folder = tmp_path_factory.mktemp("localize") / "run"
+    config = config_of(dataset=rectangles, run_dir=folder, smoke=True)
+    return folder, config, experiment.main(config)
+
+
+def test_a_run_leaves_every_figure_and_goes_on(trained, rectangles, tmp_path):
+    folder, config, summary = trained
     assert {"test/accuracy", "test/iou", "test/localization_accuracy", "test/iou/red", "valid/iou"} <= summary.keys()
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
-    assert {"boxes.png", "curves.png", "metrics.jsonl"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert {"boxes.png", "curves.png", "metrics.jsonl"} <= {p.name for p in folder.iterdir()}
     assert experiment.main(config) == summary
 
     photo = rectangles / "JPEGImages" / "0.png"
-    predict.main(
-        settings.change(predict.Config(), images=(str(photo),), run=tmp_path / "run", run_dir=tmp_path / "predicted")
-    )
+    predict.main(settings.change(predict.Config(), images=(str(photo),), run=folder, run_dir=tmp_path / "predicted"))
     (entry,) = json.loads((tmp_path / "predicted" / "predictions.json").read_text())["images"]
-    served = serving.load(tmp_path / "run")
+    served = serving.load(folder)
     image = served.card.transform()({"image": np.asarray(Image.open(photo))})["image"]
     predicted = jax.jit(served.predict)  # operation by operation it takes longer than to compile
     (box,) = predicted(served.variables, image[None])["boxes"]
@@ -132,7 +137,7 @@ def test_a_run_leaves_every_figure_and_goes_on(rectangles, tmp_path, capsys):
     assert {p["name"] for p in entry["predictions"]} == {"red", "blue"}
 
     scored = evaluate.main(
-        settings.change(evaluate.Config(), dataset=str(rectangles), run=tmp_path / "run", run_dir=tmp_path / "scored")
+        settings.change(evaluate.Config(), dataset=str(rectangles), run=folder, run_dir=tmp_path / "scored")
     )
     data = sources.Mapped(annotations.AnnotatedImages(annotations.open(rectangles)), served.card.transform())
     examples = sources.in_memory(data).fields
@@ -141,9 +146,13 @@ def test_a_run_leaves_every_figure_and_goes_on(rectangles, tmp_path, capsys):
     assert (scored["count"], scored["faults"]) == (60, 0)
     assert {"boxes.png", "summary.json"} <= {p.name for p in (tmp_path / "scored").iterdir()}
 
+
+@pytest.mark.exhaustive
+def test_a_run_is_scored_without_images_that_cannot_be_read(trained, rectangles, tmp_path, capsys):
+    photo = rectangles / "JPEGImages" / "0.png"
     shutil.copytree(rectangles, tmp_path / "damaged")
     (tmp_path / "damaged" / "JPEGImages" / "3.png").write_bytes(photo.read_bytes()[:100])
-    values = {"dataset": str(tmp_path / "damaged"), "run": tmp_path / "run", "run_dir": tmp_path / "rescored"}
+    values = {"dataset": str(tmp_path / "damaged"), "run": trained[0], "run_dir": tmp_path / "rescored"}
     scored = evaluate.main(settings.change(evaluate.Config(), **values))
     assert (scored["count"], scored["unreadable"]) == (59, 1)
     assert f"left out: {tmp_path}/damaged/JPEGImages/3.png: not a readable image" in capsys.readouterr().err

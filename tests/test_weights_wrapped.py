@@ -182,7 +182,7 @@ def tuned(tmp_path_factory):
     "file",
     [
         pytest.param("nested.keras", marks=pytest.mark.exhaustive),
-        "nested.weights.h5",
+        pytest.param("nested.weights.h5", marks=pytest.mark.exhaustive),
         "nested.h5",
         "flat.keras",
         "flat.weights.h5",

@@ -31,18 +31,20 @@ HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # brands
 _one_large = threading.Lock()
 
 
-def read(data: bytes | Path, channels: int, *, upright: bool = True) -> np.ndarray:
+def read(data: bytes | Path, channels: int, *, upright: bool = True, frame: int = 0) -> np.ndarray:
     """Image file → uint8 [h, w, channels]; see `eight_bit`; color is converted, what is transparent becomes white.
 
-    Of an animation or a file of several pages the first image is taken. A JPEG of more than `MOST_PIXELS` is scaled by
+    A JPEG of more than `MOST_PIXELS` is scaled by
     1/2, 1/4 or 1/8 while it is decoded.
 
     Args:
       data: the file's bytes, or its path.
       channels: 1 (luma) or 3 (RGB).
       upright: rotate the image by its EXIF orientation, as viewers do; PIL does so with a TIFF in any case.
+      frame: image of an animation or a file of several pages, from 0.
 
     Raises:
+      EOFError: there is no such frame.
       ValueError: too many pixels, or pixels without a known range.
       Exception: of any kind, as PIL's decoders raise it for damaged files.
     """
@@ -50,11 +52,23 @@ def read(data: bytes | Path, channels: int, *, upright: bool = True) -> np.ndarr
         with _opened(data) as image:
             alone.enter_context(_alone(image))
             _scale(image)
+            if frame:
+                image.seek(frame)
             converted, turn = _converted(image, MODES[channels]), orientation(image) if upright else 1
         del image  # its memory is needed
         pixels = np.asarray(converted)
     pixels = pixels.reshape(*pixels.shape[:2], channels)
     return np.ascontiguousarray(_TURNS[turn](pixels)) if turn in _TURNS else pixels
+
+
+def frames(data: bytes | Path) -> int:
+    """Number of images in an animation or a file of several pages; 1 of others.
+
+    Raises:
+      Exception: of any kind, as `read`.
+    """
+    with _opened(data) as image:
+        return getattr(image, "n_frames", 1)
 
 
 def measure(path: bytes | Path) -> tuple[int, int, bool]:

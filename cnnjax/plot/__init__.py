@@ -5,10 +5,13 @@ a returned figure after ``%matplotlib inline``. Images are ``[h, w, 1 | 3]``, ui
 character by character: "$", "_" and "\\" have no meaning.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cnnjax import atomic
 from cnnjax.plot.charts import anchors, bars, bubbles, confusion, curves, lines, reliability
@@ -29,6 +32,7 @@ __all__ = [
     "pictures",
     "reliability",
     "save",
+    "save_animation",
 ]
 
 
@@ -42,3 +46,25 @@ def save(figure: Figure, path: Path | str, dpi: int = 100) -> Path:
     with atomic.writing(path) as file:
         FigureCanvasAgg(figure).print_figure(file, format="png", dpi=dpi)
     return path
+
+
+def save_animation(figures: Iterable[Figure], path: Path | str, seconds: float = 0.1, dpi: int = 100) -> Path:
+    """Writes figures of one size as an endless GIF, each shown for ``seconds``, and returns ``path``.
+
+    A reader never sees half a file.
+
+    Raises:
+      ValueError: no figure.
+    """
+    images = []
+    for figure in figures:
+        canvas = FigureCanvasAgg(figure)
+        figure.set_dpi(dpi)
+        canvas.draw()
+        images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+    if not images:
+        raise ValueError("expected at least one figure, got none")
+    with atomic.writing(Path(path)) as file:
+        options = {"save_all": True, "append_images": images[1:], "duration": round(1000 * seconds), "loop": 0}
+        images[0].save(file, format="GIF", **options)
+    return Path(path)

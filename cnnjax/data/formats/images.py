@@ -41,18 +41,29 @@ def _named(name: object) -> Iterator[None]:
         raise CorruptImageError(f"{name}: not a readable image ({reason[:300]})") from error
 
 
-def decode(data: bytes | Path, channels: int, name: object, *, upright: bool = False) -> np.ndarray:
+def decode(data: bytes | Path, channels: int, name: object, *, upright: bool = False, frame: int = 0) -> np.ndarray:
     """Image file → uint8 [h, w, channels]: see `preparation.read`.
 
     Args:
       name: shown in the error.
       upright: rotate the image by its EXIF orientation; tfds and published data sets ignore it.
+      frame: image of an animation or a file of several pages, from 0.
 
     Raises:
       CorruptImageError: the file cannot be read.
     """
     with _named(name):
-        return preparation.read(data, channels, upright=upright)
+        return preparation.read(data, channels, upright=upright, frame=frame)
+
+
+def frames(path: Path) -> int:
+    """Number of images in an animation or a file of several pages; 1 of others.
+
+    Raises:
+      CorruptImageError: the file cannot be read.
+    """
+    with _named(path):
+        return preparation.frames(path)
 
 
 def examine(path: Path) -> tuple[int, int, bool]:

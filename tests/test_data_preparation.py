@@ -13,6 +13,7 @@ from PIL import Image
 
 from cnnjax import serving
 from cnnjax.data import preparation
+from cnnjax.data.formats import frames
 
 COLOR = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 FITS = ("crop", "squeeze", "square", "center")
@@ -70,7 +71,7 @@ def test_all_see_the_same_pixels_of_a_file(album, fit, channels):
     about = {name: getattr(known, name) for name in ("fit", "image_size", "channels", "resize", "resample")}
     paths = predict.find_images([str(album)])
     assert len(paths) == 13
-    predicted = predict.open_images(paths, known)
+    predicted = predict.open_images([frames.Frame(path) for path in paths], known)
     names = [("", "a"), ("", "b")]
     labelled = evaluate.load_data(evaluate.Config(str(album)), names, channels)
     for i, path in enumerate(paths):

@@ -30,6 +30,7 @@ def outputs(model, size, train):
     return jax.eval_shape(apply, variables_of(model, (size, size, 3)), x)[0]
 
 
+@pytest.mark.exhaustive
 def test_counts():
     whole, without = (variables_of(models.create("inception_v3", aux=aux)) for aux in (True, False))
     assert count(whole["params"]) == 27_161_264

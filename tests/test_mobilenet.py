@@ -73,6 +73,7 @@ def test_odd_sizes_round_down_in_the_v1_of_keras_only():
     assert sizes("mobilenet_v2", 225)["last"] == (8, 8, 1280)
 
 
+@pytest.mark.exhaustive
 def test_v2_rounds_widths_to_eights():
     narrow = sizes("mobilenet_v2", width=0.35)  # 5.6, 8.4, 11.2, 33.6
     assert [narrow[f"block{i}"][-1] for i in (1, 3, 6, 13)] == [8, 8, 16, 32]  # 8 is less than a tenth below 8.4

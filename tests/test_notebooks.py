@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-LONG = ("classify", "detect", "feature_maps", "flowers", "localize")  # of a quarter of a minute or more
+LONG = ("anchors", "classify", "detect", "feature_maps", "flowers", "localize")  # of a quarter of a minute or more
 NOTEBOOKS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.exhaustive] if path.stem in LONG else [])
     for path in sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))

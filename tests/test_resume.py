@@ -17,9 +17,10 @@ import pytest
 def short_starts():
     """Keeps every compiled program for the next process, also small ones, of which a start has a hundred.
 
-    So programs are compiled once and run often, as users' are: with all optimizations.
+    So programs are compiled once and run often, as users' are: with all optimizations, on one device.
     """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "")
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield

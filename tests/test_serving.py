@@ -58,7 +58,7 @@ IMAGES = IMAGES.astype(np.uint8)
 TASKS = [
     ("classify", {}),
     pytest.param("transfer", {"dropout": 0.3}, marks=pytest.mark.exhaustive),
-    ("localize", {"box_features": 8}),
+    pytest.param("localize", {"box_features": 8}, marks=pytest.mark.exhaustive),
     pytest.param("localize", {"box_features": None}, marks=pytest.mark.exhaustive),
 ]
 

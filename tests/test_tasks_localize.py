@@ -115,7 +115,7 @@ def test_the_box_is_the_weighted_mean_of_predictions_relative_to_positions():
 def trained(rectangles, tmp_path_factory, one_device_in_module):
     """Folder, configuration and summary of a smoke run."""
     folder = tmp_path_factory.mktemp("localize") / "run"
-    config = config_of(dataset=rectangles, run_dir=folder, smoke=True)
+    config = config_of(dataset=rectangles, run_dir=folder, smoke=True, phases=(settings.Phase("all", 2),))
     return folder, config, experiment.main(config)
 
 

@@ -115,6 +115,7 @@ def test_both_ways_give_the_same_boxes():
     np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_run_leaves_every_figure_and_goes_on(tmp_path, one_device, capsys):
     config = settings.change(experiment.Config(), run_dir=tmp_path / "run", smoke=True)
     summary = experiment.main(config)

@@ -183,7 +183,7 @@ def tuned(tmp_path_factory):
     [
         pytest.param("nested.keras", marks=pytest.mark.exhaustive),
         pytest.param("nested.weights.h5", marks=pytest.mark.exhaustive),
-        "nested.h5",
+        pytest.param("nested.h5", marks=pytest.mark.exhaustive),
         "flat.keras",
         "flat.weights.h5",
     ],

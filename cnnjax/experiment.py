@@ -1,7 +1,7 @@
 """Opening and closing of a run: mesh, data, folder, evaluation, summary, network, figures, tables."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -252,7 +252,7 @@ def kept(
     return variables, {**run.scores(step), "steps": step}
 
 
-Drawings = Mapping[str, Callable[[], plot.Figure]]
+Drawings = Mapping[str, Callable[[], plot.Figure | Iterable[plot.Figure]]]
 
 
 def finish(run: report.Run, summary: Mapping[str, float], served: serving.Served | None, drawings: Drawings) -> None:
@@ -279,10 +279,14 @@ def _origin(config: Mapping[str, Any]) -> str | None:
 
 
 def draw(run: report.Run, drawings: Drawings) -> None:
-    """Writes figures into the run folder; one that cannot be drawn is a warning."""
+    """Writes figures into the run folder, several as a GIF; one that cannot be drawn is a warning."""
     for name, drawing in drawings.items() if run.writes else ():
         try:
-            plot.save(drawing(), run.dir / name)
+            figure = drawing()
+            if isinstance(figure, plot.Figure):
+                plot.save(figure, run.dir / name)
+            else:
+                plot.save_animation(figure, run.dir / name)
         # matplotlib raises any exception.
         except Exception as error:
             print(f"warning: {name} is not drawn: {' '.join(str(error).split())[:200]}")

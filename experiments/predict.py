@@ -44,7 +44,7 @@ class Config:
     """Images per batch, over all devices."""
 
     frames: bool = False
-    """Predict every frame of animations, not only the first; NAME.gif in the run folder shows them."""
+    """Predict every frame of animations, not only the first; NAME.gif in the run folder shows the first 200."""
 
     network: tyro.conf.OmitArgPrefixes[settings.Network] = settings.Network()
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
@@ -99,7 +99,7 @@ def predict_all(served: serving.Served, source: sources.Lenient, batch_size: int
 def described(served: serving.Served, shown: frames.Frame, prediction: Prediction, top: int | None) -> dict[str, Any]:
     """Entry of an image in predictions.json; boxes are in pixels of the upright image."""
     if "boxes" in prediction:
-        width, height = images.header_size(shown.path)
+        width, height = images.header_size(shown.path, shown.number or 0)
         boxes = served.card.transform().restore(np.reshape(prediction["boxes"], (-1, 4)), height, width)
         prediction = {**prediction, "boxes": boxes}
     frame = {} if shown.number is None else {"frame": shown.number}
@@ -142,26 +142,26 @@ def main(config: Config) -> dict[str, Any]:
 
         warning = RANDOM if config.output.smoke else ""
         few = list(predictions)[:MOST_SHOWN]
-        experiment.draw(run, {"predictions.png": lambda: plot.pictures([drawn(i) for i in few], suptitle=warning)})
-        if run.writes:
-            animate(run.dir, shown, list(predictions), drawn)
+        drawings = {"predictions.png": lambda: plot.pictures([drawn(i) for i in few], suptitle=warning)}
+        experiment.draw(run, {**drawings, **animations(shown, list(predictions), drawn)})
     show(config, entries, errors)
     return summary
 
 
-def animate(
-    folder: Path, shown: Sequence[frames.Frame], places: Sequence[int], drawn: Callable[[int], Picture]
-) -> None:
-    """Writes NAME.gif for each animation: its first frames with their predictions."""
+def animations(
+    shown: Sequence[frames.Frame], places: Sequence[int], drawn: Callable[[int], Picture]
+) -> experiment.Drawings:
+    """NAME.gif for each animation: its first frames with their predictions; NAME-2.gif for the second of a name."""
     by_file: dict[Path, list[int]] = {}
     for place in places:
         if shown[place].number is not None:
             by_file.setdefault(shown[place].path, []).append(place)
-    names = Counter(path.stem for path in by_file)
+    names, found = Counter[str](), {}
     for path, own in by_file.items():
-        name = f"{path.stem}.gif" if names[path.stem] == 1 else f"{'-'.join(path.parts[-2:])}.gif"
-        figures = (plot.pictures([drawn(place)], cell=5) for place in own[:MOST_FRAMES])
-        plot.save_animation(figures, folder / name)
+        names[path.stem] += 1
+        name = path.stem if names[path.stem] == 1 else f"{path.stem}-{names[path.stem]}"
+        found[f"{name}.gif"] = lambda own=own: (plot.pictures([drawn(i)], cell=5) for i in own[:MOST_FRAMES])
+    return found
 
 
 def show(config: Config, entries: Sequence[dict[str, Any]], errors: Sequence[str]) -> None:

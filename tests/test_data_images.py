@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from cnnjax.data import preparation
 from cnnjax.data.formats import images
 from cnnjax.types import UserError
 
@@ -30,6 +31,23 @@ def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
 def test_lossless_color_comes_back(form):
     options = {"lossless": True} if form == "WEBP" else {}
     np.testing.assert_array_equal(images.decode(encoded(Image.fromarray(RGB), form, **options), 3, "x"), RGB)
+
+
+def test_frames_are_read_and_measured_as_files_of_their_own(tmp_path, monkeypatch):
+    path, second = tmp_path / "pages.tif", RGB[:20, :10]
+    Image.fromarray(RGB).save(path, save_all=True, append_images=[Image.fromarray(second)])
+    assert images.frames(path) == 2
+    np.testing.assert_array_equal(images.decode(path, 3, path), RGB)
+    np.testing.assert_array_equal(images.decode(path, 3, path, frame=1), second)
+    assert [images.header_size(path, frame) for frame in (0, 1)] == [(40, 30), (10, 20)]
+    with pytest.raises(UserError, match="not a readable image"):
+        images.decode(path, 3, path, frame=2)
+    # The limit of pixels is that of the page, not of the first one.
+    Image.fromarray(second).save(path, save_all=True, append_images=[Image.fromarray(RGB)])
+    monkeypatch.setattr(preparation, "MOST_PIXELS", 1000)
+    np.testing.assert_array_equal(images.decode(path, 3, path), second)
+    with pytest.raises(UserError, match="40×30 are more than"):
+        images.decode(path, 3, path, frame=1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -77,6 +77,14 @@ def test_every_frame_of_an_animation_is_predicted_and_shown(tmp_path):
     assert first != pytest.approx(second, rel=1e-2)
     with Image.open(tmp_path / "run" / "film.gif") as film:
         assert film.n_frames == 3
+    (tmp_path / "other").mkdir()
+    pixels[1].save(tmp_path / "other" / "film.gif", save_all=True, append_images=[pixels[0]], duration=50)
+    run(tmp_path / "both", tmp_path / "film.gif", tmp_path / "other", frames=True)
+    counts = []
+    for name in ("film.gif", "film-2.gif"):
+        with Image.open(tmp_path / "both" / name) as film:
+            counts.append(film.n_frames)
+    assert counts == [3, 2]
     _, result = run(tmp_path / "first", tmp_path / "film.gif", top=1)
     assert [image["predictions"][0]["score"] for image in result["images"]] == [pytest.approx(first, rel=1e-5)]
     assert not (tmp_path / "first" / "film.gif").exists()

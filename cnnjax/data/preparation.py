@@ -34,8 +34,7 @@ _one_large = threading.Lock()
 def read(data: bytes | Path, channels: int, *, upright: bool = True, frame: int = 0) -> np.ndarray:
     """Image file → uint8 [h, w, channels]; see `eight_bit`; color is converted, what is transparent becomes white.
 
-    A JPEG of more than `MOST_PIXELS` is scaled by
-    1/2, 1/4 or 1/8 while it is decoded.
+    A JPEG of more than `MOST_PIXELS` is scaled by 1/2, 1/4 or 1/8 while it is decoded.
 
     Args:
       data: the file's bytes, or its path.
@@ -49,11 +48,9 @@ def read(data: bytes | Path, channels: int, *, upright: bool = True, frame: int 
       Exception: of any kind, as PIL's decoders raise it for damaged files.
     """
     with contextlib.ExitStack() as alone:
-        with _opened(data) as image:
+        with _opened(data, frame) as image:
             alone.enter_context(_alone(image))
             _scale(image)
-            if frame:
-                image.seek(frame)
             converted, turn = _converted(image, MODES[channels]), orientation(image) if upright else 1
         del image  # its memory is needed
         pixels = np.asarray(converted)
@@ -71,13 +68,13 @@ def frames(data: bytes | Path) -> int:
         return getattr(image, "n_frames", 1)
 
 
-def measure(path: bytes | Path) -> tuple[int, int, bool]:
+def measure(path: bytes | Path, frame: int = 0) -> tuple[int, int, bool]:
     """(width, height) as viewers show an image, and True if `read` exchanges them without ``upright``; from its header.
 
     Raises:
       Exception: of any kind, as `read`.
     """
-    with _opened(path) as image:
+    with _opened(path, frame) as image:
         return _shown(image, _stored(image), orientation(image))
 
 
@@ -96,7 +93,7 @@ def examine(path: Path) -> tuple[int, int, bool]:
 
 
 @contextlib.contextmanager
-def _opened(data: bytes | Path) -> Iterator[Image.Image]:
+def _opened(data: bytes | Path, frame: int = 0) -> Iterator[Image.Image]:
     with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file:
         head = file.read(12)
         file.seek(0)
@@ -109,6 +106,8 @@ def _opened(data: bytes | Path) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:  # PIL's message does not say what helps
             raise ValueError(f"it has more than {_TOO_MANY}") from error
         with image:
+            if frame:
+                image.seek(frame)
             strips = [box for tile in image.tile if (box := tile[1])] if image.format == "TIFF" else []
             if strips and any(max(box[i + 2] for box in strips) < _stored(image)[i] for i in (0, 1)):
                 raise ValueError("its pixels end before its last row or column")  # PIL would make the others black

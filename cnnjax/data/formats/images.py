@@ -76,11 +76,11 @@ def examine(path: Path) -> tuple[int, int, bool]:
         return preparation.examine(path)
 
 
-def header_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) as viewers show the image, from its header; None if there is none."""
+def header_size(path: Path, frame: int = 0) -> tuple[int, int] | None:
+    """(width, height) as viewers show the image, or a frame of it, from its header; None if there is none."""
     try:
         with _named(path):
-            return preparation.measure(path)[:2]
+            return preparation.measure(path, frame)[:2]
     except CorruptImageError:
         return None
 

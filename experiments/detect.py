@@ -27,7 +27,7 @@ from cnnjax.metrics import detection
 from cnnjax.models.detection import ssd, yolo
 from cnnjax.ops import anchors
 from cnnjax.tasks import detect, transfer
-from cnnjax.types import PyTree, Task
+from cnnjax.types import PyTree, Task, UserError
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ def resolve(config: Config) -> Config:
     """Checks the settings at once, and makes ``--smoke`` small."""
     config = experiment.resolve(config, f"detect-{config.dataset.rstrip('/').rsplit('/', 1)[-1]}")
     config = replace(config, phases=config.tuning.phases(config.phases))
+    other = config.ssd if config.head == "yolo" else config.yolo
+    unused = [name for name, value in vars(other).items() if value != getattr(type(other)(), name)]
+    if unused:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise UserError(f"--head {config.head} has no {flags}: leave out, or choose the other head")
     if config.head == "yolo":
         config.yolo.check(config.size)
     else:

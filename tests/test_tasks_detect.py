@@ -230,6 +230,9 @@ def test_a_run_is_scored_on_other_images(trained, rectangles, tmp_path):
         ({"grid_strides": (32, 7, 8)}, "has no feature map of stride 7"),
         ({"anchors": 500}, "1500 anchors from"),
         ({"head": "ssd", "map_strides": (32,), "extra_features": ()}, "SSD wants 2 feature maps or more"),
+        ({"head": "ssd", "least_scale": 0.9}, "--least-scale 0.9 must be below 0.9"),
+        ({"head": "ssd", "anchors": 5, "box_weight": 1.0}, "--head ssd has no --anchors, --box-weight: leave out"),
+        ({"negatives": 1.0}, "--head yolo has no --negatives"),
         ({"dataset": "nowhere/at/all"}, "nowhere"),
     ],
 )

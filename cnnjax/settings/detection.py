@@ -15,6 +15,7 @@ from cnnjax.settings.data import Batches, Reading
 from cnnjax.settings.fields import Fraction, NonNegativeInt, Pixels, Positive, PositiveInt, Range
 from cnnjax.types import Example, UserError
 
+GREATEST_SCALE = 0.9  # of SSD's default boxes (Liu et al. 2016, sec. 2.2)
 STRIDE = 32  # of the coarsest map of a detector, which sizes are multiples of
 
 Half = Annotated[float, Range("in 0 … 0.5, 0.5 excluded", 0, 0.5, with_high=False)]
@@ -87,9 +88,11 @@ class SSDHead:
     """Boxes of the background that count in the loss, the hardest, for each that has an object."""
 
     def check(self) -> None:
-        """Raises UserError where there are fewer than 2 maps."""
+        """Raises UserError where there are fewer than 2 maps, or the smallest box is no smaller than the largest."""
         if len(self.map_strides) + len(self.extra_features) < 2:
             raise UserError("--map-strides and --extra-features: SSD wants 2 feature maps or more")
+        if self.least_scale >= GREATEST_SCALE:
+            raise UserError(f"--least-scale {self.least_scale} must be below {GREATEST_SCALE}, the largest map's")
 
     def fields(self, size: int) -> dict[str, Any]:
         """Fields of the model for square images of ``size`` pixels."""
@@ -97,7 +100,7 @@ class SSDHead:
         return {
             "strides": self.map_strides,
             "extras": tuple((features, 2) for features in self.extra_features),
-            "default": even_default_boxes(maps, self.least_scale),
+            "default": even_default_boxes(maps, self.least_scale, GREATEST_SCALE),
             "image_shape": (size, size, 3),
         }
 

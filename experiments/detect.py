@@ -162,7 +162,7 @@ def on_files(
 
 
 def main(config: Config) -> dict[str, float]:
-    """Trains, evaluates the test split (or valid, if there is none), writes the report; returns the summary."""
+    """Trains the detector, evaluates it on the test split (or valid), writes the report; returns the summary."""
     config = resolve(config)
     mesh = experiment.mesh(config.batch_size, tune_malloc=config.loop.tune_malloc)
     built = build(config)

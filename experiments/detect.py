@@ -3,6 +3,7 @@
     python experiments/detect.py --dataset path/to/voc --file mobilenet_v2_features.safetensors   # see docs/results.md
     python experiments/detect.py --dataset coco/2017 --data-dir PATH --scales 320 608             # multi-scale
     python experiments/detect.py --dataset path/to/voc --head ssd --view ssd
+    python experiments/detect.py --dataset path/to/voc --tree tree.json --labelled path/to/class_folders  # YOLO9000
     python experiments/detect.py --dataset path/to/voc --smoke          # random weights, nothing is downloaded
 
 Reads Pascal VOC, COCO, VIA and YOLO files, and tfds' voc and coco (docs/data.md). The head over any published
@@ -21,7 +22,7 @@ import numpy as np
 import tyro
 
 from cnnjax import cli, experiment, fit, models, plot, report, serving, settings, train
-from cnnjax.data import catalog, pipeline, sources, splits, targets, transforms
+from cnnjax.data import catalog, joint, pipeline, sources, splits, targets, transforms
 from cnnjax.data.sources import Source
 from cnnjax.metrics import detection
 from cnnjax.models.detection import ssd, yolo
@@ -55,6 +56,7 @@ class Config:
     ssd: tyro.conf.OmitArgPrefixes[settings.SSDHead] = settings.SSDHead()
 
     base: tyro.conf.OmitArgPrefixes[settings.Base] = settings.Base("mobilenet_v2.torchvision")
+    joint: tyro.conf.OmitArgPrefixes[settings.Joint] = settings.Joint()
     images: tyro.conf.OmitArgPrefixes[settings.DetectionImages] = settings.DetectionImages()
     tuning: tyro.conf.OmitArgPrefixes[settings.FineTuning] = settings.FineTuning(weight_decay=0.01, clip_norm=20.0)
     reading: tyro.conf.OmitArgPrefixes[settings.Reading] = settings.Reading()
@@ -74,6 +76,8 @@ def resolve(config: Config) -> Config:
     if unused:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
         raise UserError(f"--head {config.head} has no {flags}: leave out, or choose the other head")
+    if config.joint.asked and (config.head == "ssd" or config.images.mosaic):
+        raise UserError("--tree, --labelled and --without-boxes want --head yolo and no --mosaic")
     if config.head == "yolo":
         config.yolo.check(config.size)
     else:
@@ -109,7 +113,7 @@ def build(config: Config) -> Experiment:
     if config.head == "yolo":
         head, clusters = config.yolo, config.yolo.clusters(box_sizes(config.size, files.train), config.loop.seed)
         report.say(f"{len(clusters.sizes)} anchors by k-means: average IoU {clusters.average_iou:.3f}")
-        fields = head.fields(clusters.sizes)
+        fields = {**head.fields(clusters.sizes), "parents": joint.parents(files.train)}
         new = {"momentum": max(1 - 2 / per_epoch, transfer.LEAST_MOMENTUM)}
     else:
         head, clusters, fields, new = config.ssd, None, config.ssd.fields(config.size), {}
@@ -130,6 +134,7 @@ def load_data(config: Config) -> splits.Splits:
     reading = config.reading
     fractions = splits.Fractions(reading.test_fraction, reading.valid_fraction)
     found = catalog.load_boxes(config.dataset, reading.data_dir, fractions=fractions, split=config.split)
+    found = config.joint.splits(found)
     return experiment.load(found, reading, None, smoke=config.output.smoke, keep=tuple(found.given))
 
 

@@ -245,6 +245,36 @@ def test_decoding_by_hand():
     np.testing.assert_allclose(code, [0.5, 0.75, np.log(2), 0], atol=1e-6)
 
 
+REGION = section("region", anchors="1,2", classes=3, num=1, softmax=1, tree="data/animals.tree")
+
+
+def test_the_tree_of_yolo9000(tmp_path):
+    text = net(8) + conv(8) + REGION
+    (tmp_path / "cfg").mkdir()
+    (tmp_path / "data").mkdir()
+    (tree := tmp_path / "data" / "animals.tree").write_text("n00000000 -1\nn00000001 0\nn00000002 0\n")
+    model = darknet.read(written(tmp_path / "cfg", text))
+    assert model.parents == model.grids[0].parents == (-1, 0, 0)
+    raw = np.zeros((1, 8, 8, 8), np.float32)
+    raw[0, 0, 0, 4:] = np.log(4), 9, np.log(3), 0
+    _, scores = model.decode([raw], (8, 8))
+    np.testing.assert_allclose(scores[0, 0], [0.8, 0.6, 0.2], rtol=1e-5)
+
+    found = detect.found(model, [raw], (8, 8), 0.55, 0.45)
+    np.testing.assert_allclose(found["scores"][0, :2], [0.6, 0], rtol=1e-5)  # elsewhere 0.5 · 1, no child is certain
+    assert found["labels"][0, 0] == 1
+    every = detect.found(model, [raw], (8, 8), 0.55, 0.45, deepest=False)
+    assert every["labels"][0, : every["valid"].sum()].tolist() == [0, 1]
+    assert every["valid"].shape == (1, 200)
+
+    tree.write_text("n00000000 -1\nn00000001 0\n")
+    assert "its tree has 2 nodes, but classes=3" in cfg_error(tmp_path / "cfg", text)
+    tree.write_text("n00000000 1\nn00000001 0\nn00000002 0\n")
+    assert "animals.tree is no tree" in cfg_error(tmp_path / "cfg", text)
+    tree.unlink()
+    assert "tree=data/animals.tree: no such file here, beside the cfg" in cfg_error(tmp_path / "cfg", text)
+
+
 def test_the_network_of_a_cfg_trains_as_a_detector(small):
     model, variables, *_ = small
     task = detect.task(model, classify.unit, list("abcd"))

@@ -23,9 +23,9 @@ def maps(rng=None):
     return [np.zeros(s, np.float32) if rng is None else rng.normal(size=s).astype(np.float32) for s in shapes]
 
 
-def loss(raw, grids=GRIDS, boxes=BOXES, labels=LABELS, mask=MASK, ignore=None, **options):
+def loss(raw, grids=GRIDS, boxes=BOXES, labels=LABELS, mask=MASK, ignore=None, image_label=None, **options):
     compute = jax.jit(functools.partial(losses.yolo_loss, grids=grids, image_shape=SHAPE, **options))
-    return compute(raw, boxes=boxes, labels=labels, box_mask=mask, ignore=ignore)
+    return compute(raw, boxes=boxes, labels=labels, box_mask=mask, ignore=ignore, image_label=image_label)
 
 
 def test_zero_outputs_by_hand():
@@ -111,3 +111,40 @@ def test_derivatives_of_codes_are_prediction_minus_truth():
     sigmoid = 1 / (1 + np.exp(-code[:2]))
     expected = [*(sigmoid - [0, 30 / 32]), *(code[2:] - [np.log(1.1), 0])]
     np.testing.assert_allclose(grad[0][0, 1, :4], np.array(expected) * (2 - 44 * 40 / 64**2), rtol=1e-4, atol=1e-6)
+
+
+TREE = (-1, 0, 0)  # animal: dog, cat
+
+
+def tree_grids(exclusive):
+    return tuple(grid._replace(classes=3, parents=TREE, exclusive=exclusive) for grid in GRIDS)
+
+
+def tree_maps():
+    return [np.zeros((2, 2, 8), np.float32), np.zeros((4, 4, 16), np.float32)]
+
+
+def test_classes_of_a_tree_lose_at_every_level_down_to_the_label():
+    raw = tree_maps()
+    raw[0][0, 1, 5:] = 7, np.log(3), 0  # the first object's prediction: animal 1, dog 3/4, cat 1/4
+    found = loss(raw, tree_grids(exclusive=False), labels=np.array([2, 0, 0], np.int32))
+    assert found.classes == pytest.approx(np.log(4), rel=1e-5)  # the second object is some animal, which is certain
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_an_image_with_a_label_only_trains_the_surest_prediction(exclusive):
+    raw, grids = tree_maps(), tree_grids(exclusive)
+    raw[0][..., 4], raw[1][..., [4, 12]] = -3, -3
+    raw[1][2, 3, 12:] = np.log(0.2 / 0.8), 0, np.log(2), 0  # objectness 0.2, dog 2/3
+    of_dog = functools.partial(loss, grids=grids, boxes=0 * BOXES, mask=np.zeros(3, bool), image_label=jnp.int32(1))
+    parts, gradient = of_dog(raw), jax.grad(lambda raw: sum(of_dog(raw)))(raw)
+    assert parts.box == 0
+    assert parts.classes == pytest.approx(np.log(3 / 2), rel=1e-5)
+    divergence = 0.3 * np.log(0.3 / 0.2) + 0.7 * np.log(0.7 / 0.8)
+    assert parts.objectness == pytest.approx(5 * 0.1**2 / 2 if exclusive else divergence, rel=1e-4)
+    assert not gradient[0].any()
+    np.testing.assert_array_equal(np.argwhere(np.asarray(gradient[1])), [[2, 3, 12], [2, 3, 14], [2, 3, 15]])
+    np.testing.assert_allclose(gradient[1][2, 3, 14:], [2 / 3 - 1, 1 / 3], rtol=1e-5)
+    raw[1][2, 3, 12] = 0  # above 0.3 nothing is asked of the objectness
+    assert of_dog(raw).objectness == 0
+    np.testing.assert_array_equal(loss(raw, grids, image_label=jnp.int32(-1)), loss(raw, grids))

@@ -213,6 +213,22 @@ def test_a_run_with_ssds_head_is_scored_and_predicts(rectangles, tmp_path):
 
 
 @pytest.mark.exhaustive
+def test_a_joint_run_predicts_nodes_of_its_tree(rectangles, tmp_path):
+    (tree := tmp_path / "tree.json").write_text('{"paint": ["red", "blue"]}')
+    folder = tmp_path / "joint"
+    summary = experiment.main(config_of(folder, rectangles, tree=tree, without_boxes=("blue",)))
+    assert {"test/ap50/red", "test/ap50/blue", "valid/ap50/red"} <= summary.keys()
+    assert "valid/ap50/blue" not in summary
+    served = serving.load(folder)
+    assert served.card.classes == ("paint", "red", "blue")
+    assert served.model.parents == (-1, 0, 0)
+    found = jax.jit(served.predict)(served.variables, served.card.pixels([rectangles / "JPEGImages" / "3.png"]))
+    assert found["boxes"].shape == (1, 100, 4)
+    config = settings.change(evaluate.Config(), dataset=str(rectangles), run=folder, run_dir=tmp_path / "scored")
+    assert {"ap50/red", "ap50/blue"} <= evaluate.main(config).keys()
+
+
+@pytest.mark.exhaustive
 def test_a_run_is_scored_on_other_images(trained, rectangles, tmp_path):
     folder, _ = trained
     config = settings.change(evaluate.Config(), dataset=str(rectangles), run=folder, run_dir=tmp_path / "run")
@@ -232,6 +248,8 @@ def test_a_run_is_scored_on_other_images(trained, rectangles, tmp_path):
         ({"head": "ssd", "map_strides": (32,), "extra_features": ()}, "SSD wants 2 feature maps or more"),
         ({"head": "ssd", "least_scale": 0.9}, "--least-scale 0.9 must be below 0.9"),
         ({"head": "ssd", "anchors": 5, "box_weight": 1.0}, "--head ssd has no --anchors, --box-weight: leave out"),
+        ({"without_boxes": ("red",), "mosaic": 0.5}, "want --head yolo and no --mosaic"),
+        ({"without_boxes": ("pink",)}, "--without-boxes pink: the classes are blue, red"),
         ({"negatives": 1.0}, "--head yolo has no --negatives"),
         ({"dataset": "nowhere/at/all"}, "nowhere"),
     ],

@@ -8,12 +8,14 @@
 Faulty boxes are never used, and never left out silently: `FAULTS` gives the treatment of each kind.
 """
 
+import functools
 import importlib
 import pkgutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,12 +51,21 @@ class NoAnnotationsError(UserError):
 
 @dataclass(frozen=True)
 class Annotations:
-    """Images with their boxes, the names of the classes, and all faults; ``kind`` names the format."""
+    """Images with their boxes, the names of the classes, and all faults; ``kind`` names the format.
+
+    ``parents`` is the tree of the classes, where they are one, see `joint`.
+    """
 
     records: tuple[Record, ...]
     classes: tuple[str, ...]
     faults: tuple[Fault, ...]
     kind: str
+    parents: tuple[int, ...] = ()
+
+    @functools.cached_property
+    def joint(self) -> bool:
+        """True where there are images that only have a label."""
+        return any(record.image_label >= 0 for record in self.records)
 
 
 def open(
@@ -193,7 +204,7 @@ class LabelledImages:
     """A source: ``image`` uint8 [h, w, 3], ``boxes`` float32 [k, 4], ``labels`` int32 [k], and flags bool [k].
 
     ``crowd`` and ``difficult`` are the annotation's; ``ignore`` is True for both, which evaluation neither rewards nor
-    punishes.
+    punishes. In a joint set every image has ``image_label`` too, see `joint`.
     """
 
     annotations: Annotations
@@ -206,10 +217,11 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.annotations.records)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.annotations.records[index]
         flags = {"ignore": record.crowd | record.difficult, "crowd": record.crowd, "difficult": record.difficult}
-        return {"image": self.picture(record), "boxes": record.boxes, "labels": record.labels, **flags}
+        label: dict[str, Any] = {"image_label": np.int32(record.image_label)} if self.annotations.joint else {}
+        return {"image": self.picture(record), "boxes": record.boxes, "labels": record.labels, **flags, **label}
 
     def picture(self, record: Record) -> np.ndarray:
         """Image of a record, uint8 [h, w, 3]."""

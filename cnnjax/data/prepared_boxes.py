@@ -14,7 +14,7 @@ from cnnjax.types import UserError
 
 @dataclass(frozen=True)
 class PreparedImages(LabelledImages):
-    """Source of images with their boxes; a record's id is the index of its image in ``stored``."""
+    """Source of images with their boxes; a record's id is the index of its image in ``stored``, or names a file."""
 
     stored: tfds.Tfds
 
@@ -25,7 +25,7 @@ class PreparedImages(LabelledImages):
           CorruptImageError: it cannot be decoded.
           UserError: the file of the records is damaged.
         """
-        return self.stored.image(int(record.id))
+        return annotations.picture(record) if isinstance(record.id, str) else self.stored.image(record.id)
 
 
 def open_split(name: str, split: str, directory: Path) -> PreparedImages:

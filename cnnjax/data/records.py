@@ -28,6 +28,7 @@ class Record:
     crowd: np.ndarray  # bool [k], COCO's flag: a box around many
     areas: np.ndarray  # float64 [k] in pixels, the objects' as COCO says them, else the boxes'
     shapes: tuple[Shape | None, ...] = ()  # outlines of the objects, see `formats.masks.rasterize`
+    image_label: int = -1  # class of an image whose boxes are not known, see `joint`; −1: they are
 
 
 def usable(image: AnnotatedImage, labels: Mapping[str, int], faults: list[Fault]) -> Record | None:

@@ -54,10 +54,15 @@ def truths(source: Source) -> list[dict[str, np.ndarray]]:
 
 
 def class_counts(source: Source) -> np.ndarray | None:
-    """Number of boxes of each class, int [classes], where no image must be read for it; else None."""
+    """Number of boxes of each class, and of images with no more than this label (`joint`), int [classes].
+
+    None where images must be read for it.
+    """
     base, _ = sources.innermost(source)
     if isinstance(base, LabelledImages):
-        labels = np.concatenate([record.labels for record in records(source)])
+        found = records(source)
+        of_images = [record.image_label for record in found if record.image_label >= 0]
+        labels = np.concatenate([*(record.labels for record in found), np.array(of_images, int)])
     elif isinstance(source, sources.Arrays) and {"labels", "box_mask"} <= source.fields.keys():
         labels = source.fields["labels"][source.fields["box_mask"]]
     else:

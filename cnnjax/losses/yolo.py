@@ -1,5 +1,6 @@
 """The losses of YOLOv2 and YOLOv3, for one image."""
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax.ops import boxes as box_ops
-from cnnjax.ops import cells, matching
+from cnnjax.ops import cells, matching, wordtree
 from cnnjax.ops.cells import Cells, Grid
 from cnnjax.types import Array
 
 BoxLoss = Literal["codes", "ciou"]
 OBJECT_SCALE = 5.0  # weight in YOLOv2's loss of the objectness where there is an object
+ASSUMED_IOU = 0.3  # of the box that best predicts the label of an image without boxes (YOLO9000, sec. 4)
 
 
 class YoloLoss(NamedTuple):
@@ -33,6 +35,7 @@ def yolo_loss(
     labels: Array,
     box_mask: Array,
     ignore: Array | None = None,
+    image_label: Array | None = None,
     *,
     box_loss: BoxLoss = "codes",
     ignore_threshold: float = 0.7,
@@ -45,13 +48,18 @@ def yolo_loss(
 
     Grids whose classes exclude one another are YOLOv2's: squared error of σ(objectness) against the IoU with the true
     box, weighted 5 at objects, and the cross-entropy of a softmax. Others are YOLOv3's: cross-entropies of logistic
-    functions.
+    functions. Where the classes are a tree (``Grid.parents``), the cross-entropy is that of the nodes from the root to
+    the label, in both.
+
+    An image that only has a label trains the class of the one prediction that is surest of it, and its objectness up to
+    0.3, the IoU that it is assumed to have; nothing else (YOLO9000, sec. 4, "Joint classification and detection").
 
     Args:
       maps: raw outputs ``[h, w, a · (5 + classes)]`` of each grid.
       image_shape: height and width of the image in pixels.
       boxes: ``[m, 4]`` xyxy in pixels; labels: ``[m]``; box_mask: ``[m]``, False on padding.
       ignore: ``[m]``, True for objects that are neither to be found nor false alarms where they are (difficult, crowd).
+      image_label: ``[]``, class of an image whose boxes are not known, −1 for an image with boxes.
       box_loss: "codes": cross-entropy of the offsets in the cell and squared error of the log sizes, as the authors'
         program, weighted 2 − w · h of the box as shares of the image; "ciou": 1 − CIoU with the same weight (YOLOv4).
     """
@@ -75,17 +83,40 @@ def yolo_loss(
     overlap = jax.lax.stop_gradient(box_ops.iou(found.boxes, boxes)) * real
     owned = jnp.zeros(len(overlap), bool).at[jnp.where(match.valid, place, len(overlap))].set(True, mode="drop")
     free = ~owned & (overlap.max(1, initial=0) <= ignore_threshold)
-    of_class = found.cells.classes[place]
     if grids[0].exclusive:
         own = overlap[place, jnp.arange(len(place))]
         objectness = _squared_objectness(found.cells.objectness, place, own, valid, free)
-        entropy = optax.softmax_cross_entropy_with_integer_labels(of_class, labels)
     else:
         cross = optax.sigmoid_binary_cross_entropy(found.cells.objectness, owned.astype(jnp.float32))
         objectness = (cross * (owned | free)).sum()
-        one_hot = jax.nn.one_hot(labels, of_class.shape[-1])
-        entropy = optax.sigmoid_binary_cross_entropy(of_class, one_hot).sum(-1)
-    return YoloLoss(box, objectness, (entropy * valid).sum())
+    entropy = _class_entropy(found.cells.classes[place], labels, grids[0])
+    loss = YoloLoss(box, objectness, (entropy * valid).sum())
+    if image_label is None:
+        return loss
+    of_image = _image_loss(found.cells, jnp.maximum(image_label, 0), grids[0])
+    return jax.tree.map(functools.partial(jnp.where, image_label < 0), loss, of_image)
+
+
+def _class_entropy(logits: jax.Array, labels: Array, grid: Grid) -> jax.Array:
+    if grid.parents:
+        return wordtree.loss(grid.parents, logits, labels)
+    if grid.exclusive:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.sigmoid_binary_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1])).sum(-1)
+
+
+def _image_loss(found: Cells, label: jax.Array, grid: Grid) -> YoloLoss:
+    """Loss of an image that only has a label; ``found`` has a row for each prediction."""
+    of_label = cells.class_probabilities(found.classes, grid)[:, label]
+    surest = jax.lax.stop_gradient(jax.nn.sigmoid(found.objectness) * of_label).argmax()
+    logit = found.objectness[surest]
+    if grid.exclusive:
+        objectness = OBJECT_SCALE * jnp.square(jax.nn.sigmoid(logit) - ASSUMED_IOU) / 2
+    else:
+        least = optax.sigmoid_binary_cross_entropy(jnp.log(ASSUMED_IOU / (1 - ASSUMED_IOU)), ASSUMED_IOU)
+        objectness = optax.sigmoid_binary_cross_entropy(logit, ASSUMED_IOU) - least
+    objectness = jnp.where(jax.nn.sigmoid(logit) < ASSUMED_IOU, objectness, 0)
+    return YoloLoss(jnp.zeros(()), objectness, _class_entropy(found.classes[surest], label, grid))
 
 
 class _Predictions(NamedTuple):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax.ops import boxes as box_ops
+from cnnjax.ops import wordtree
 from cnnjax.types import Array
 
 LARGEST = 20.0  # of the logarithm of a size over its anchor: exp of more overflows float32 in products with pixels
@@ -27,12 +28,14 @@ class Grid(NamedTuple):
       classes: number of classes.
       exclusive: whether an object has one class (YOLOv2's softmax) or any of them (YOLOv3's logistic functions).
       scale: see ``decode``.
+      parents: where the classes are the nodes of a tree, the parent of each, see ``ops.wordtree`` (YOLO9000).
     """
 
     anchors: tuple[tuple[float, float], ...]
     classes: int
     exclusive: bool = False
     scale: float = 1.0
+    parents: wordtree.Parents = ()
 
     @property
     def channels(self) -> int:
@@ -56,6 +59,13 @@ def split(raw: Array, grid: Grid) -> Cells:
     return Cells(parts[..., :4], parts[..., 4], parts[..., 5:])
 
 
+def class_probabilities(logits: Array, grid: Grid) -> jax.Array:
+    """Probability of each class of an object, ``[..., classes]``; of a node of a tree that it is this or below it."""
+    if grid.parents:
+        return jnp.exp(wordtree.log_probability(grid.parents, logits))
+    return jax.nn.softmax(logits) if grid.exclusive else jax.nn.sigmoid(logits)
+
+
 def candidates(maps: Sequence[Array], grids: Sequence[Grid], image_shape: tuple[int, int]) -> tuple[Array, Array]:
     """Boxes of all cells and anchors of all grids, with the scores of their classes: objectness times class.
 
@@ -70,8 +80,7 @@ def candidates(maps: Sequence[Array], grids: Sequence[Grid], image_shape: tuple[
     boxes, scores = [], []
     for raw, grid in zip(maps, grids, strict=True):
         cells = split(raw, grid)
-        of_class = jax.nn.softmax(cells.classes) if grid.exclusive else jax.nn.sigmoid(cells.classes)
-        score = jax.nn.sigmoid(cells.objectness)[..., None] * of_class
+        score = jax.nn.sigmoid(cells.objectness)[..., None] * class_probabilities(cells.classes, grid)
         box = decode(cells.codes, jnp.array(grid.anchors), grid.scale, image_shape)
         count = math.prod(box.shape[1:4])
         boxes.append(box.reshape(raw.shape[0], count, 4))

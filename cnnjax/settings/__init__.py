@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cnnjax.settings.data import Augmentation, Batches, Mixing, Reading
-from cnnjax.settings.detection import DetectionImages, SSDHead, YOLOHead
+from cnnjax.settings.detection import DetectionImages, Joint, SSDHead, YOLOHead
 from cnnjax.settings.fields import (
     LOCATES,
     MAY_DIFFER,
@@ -46,6 +46,7 @@ __all__ = [
     "DetectionImages",
     "FineTuning",
     "Fraction",
+    "Joint",
     "Loop",
     "Mixing",
     "Network",

@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from cnnjax.data import augment, color, pipeline, targets, views
+from cnnjax.data import augment, color, joint, pipeline, targets, views
 from cnnjax.data.sources import Kept, Source
+from cnnjax.data.splits import Splits
 from cnnjax.losses.yolo import BoxLoss
 from cnnjax.ops.anchors import Clusters, even_default_boxes, kmeans
 from cnnjax.settings.data import Batches, Reading
-from cnnjax.settings.fields import Fraction, NonNegativeInt, Pixels, Positive, PositiveInt, Range
+from cnnjax.settings.fields import LOCATES, Fraction, NonNegativeInt, Pixels, Positive, PositiveInt, Range
 from cnnjax.types import Example, UserError
 
 GREATEST_SCALE = 0.9  # of SSD's default boxes (Liu et al. 2016, sec. 2.2)
@@ -108,6 +110,27 @@ class SSDHead:
     def of_task(self) -> dict[str, Any]:
         """Options of ``tasks.detect.task``."""
         return {"negatives": self.negatives}
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Classes in a tree, and training images that only have a label (YOLO9000)."""
+
+    tree: Annotated[Path | None, LOCATES] = None
+    """File of a tree that has the classes as nodes: nested JSON, Darknet's .tree, or WordNet's pairs of ids."""
+    labelled: Annotated[Path | None, LOCATES] = None
+    """Folder of class folders whose images have no boxes, only their class."""
+    without_boxes: tuple[str, ...] = ()
+    """Classes whose boxes are not used in training, only that their images show them; evaluation uses them."""
+
+    @property
+    def asked(self) -> bool:
+        """True where the user gave any of it."""
+        return self != Joint()
+
+    def splits(self, found: Splits) -> Splits:
+        """Splits with all of that, see `joint.join`, which has the errors."""
+        return joint.join(found, self.tree, self.labelled, self.without_boxes) if self.asked else found
 
 
 @dataclass(frozen=True)

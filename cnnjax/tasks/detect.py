@@ -1,10 +1,12 @@
 """Object detection: any number of objects in an image, the class of each and the box around it.
 
 Batches have ``image`` (uint8 [n, s, s, 3]; float in training), ``boxes`` float32 [n, k, 4], xyxy in pixels, ``labels``
-int32 [n, k], ``box_mask`` bool [n, k] and, where the data set has such, ``ignore`` bool [n, k] (difficult, crowd).
+int32 [n, k], ``box_mask`` bool [n, k] and, where the data set has such, ``ignore`` bool [n, k] (difficult, crowd) and
+``image_label`` int32 [n], the class of an image whose boxes are not known, −1 for an image with boxes.
 
 A detector is a model whose ``apply`` gives raw outputs, with ``decode(outputs, (height, width))`` → boxes [n, k, 4] and
-scores [n, k, classes], and ``head``, a key of ``LOSSES``.
+scores [n, k, classes], ``head``, a key of ``LOSSES``, and ``parents``, of the classes where they are a tree (YOLO9000,
+``ops.wordtree``). Then evaluation takes the scores of all nodes, and a prediction is the deepest node that is certain.
 """
 
 import functools
@@ -20,19 +22,21 @@ from cnnjax import losses
 from cnnjax.data.preparation import SHOWN_SCORE
 from cnnjax.metrics import detection
 from cnnjax.ops import boxes as ops
-from cnnjax.ops import nms
+from cnnjax.ops import nms, wordtree
 from cnnjax.tasks import Prepare
 from cnnjax.types import Array, Batch, Example, Key, Picture, Prediction, PyTree, Rows, Sums, Task, UserError
 
 OBJECTS = None  # boxes in each image: any number
 LEAST_SCORE = 0.001  # below it a detection hardly changes the average precision
-MOST = 100  # detections of an image, as COCO counts
+MOST = 100  # detections of an image, as COCO counts; of a tree, in each level
+CERTAIN = 0.5  # probability above which a prediction goes to a deeper node of a tree
 
 
 class Detector(Protocol):
     """Attributes of a detector, beside those of a Flax module."""
 
     head: str
+    parents: wordtree.Parents
 
     def decode(self, outputs: Any, image_shape: tuple[int, int]) -> tuple[Array, Array]: ...
 
@@ -40,10 +44,12 @@ class Detector(Protocol):
 def _yolo(model: Any, outputs: Any, batch: Batch, options: Mapping[str, Any]) -> dict[str, Array]:
     height, width = batch["image"].shape[1:3]
 
-    def one(maps: Any, boxes: Array, labels: Array, mask: Array, ignore: Array) -> Any:
-        return losses.yolo_loss(maps, model.grids, (height, width), boxes, labels, mask, ignore, **options)
+    def one(maps: Any, *truth: Array) -> Any:
+        return losses.yolo_loss(maps, model.grids, (height, width), *truth, **options)
 
-    parts = jax.vmap(one)(outputs, batch["boxes"], batch["labels"], batch["box_mask"], _ignored(batch))
+    truth = [batch["boxes"], batch["labels"], batch["box_mask"], _ignored(batch)]
+    truth += [batch["image_label"]] if "image_label" in batch else []
+    parts = jax.vmap(one)(outputs, *truth)
     return {"box": parts.box, "objectness": parts.objectness, "class": parts.classes}
 
 
@@ -102,13 +108,13 @@ def task(
         sums = {**{name: part.sum() for name, part in parts.items()}, "loss": total.sum()}
         return total.mean(), (state, {**sums, "count": jnp.float32(len(batch["image"]))})
 
-    def predict(variables: PyTree, images: Array) -> dict[str, Array]:
+    def detected(variables: PyTree, images: Array, *, deepest: bool) -> dict[str, Array]:
         outputs, _ = model.apply(variables, prepare(images), train=False)
         height, width = images.shape[1:3]
-        return found(model, outputs, (height, width), score_threshold, iou_threshold)
+        return found(model, outputs, (height, width), score_threshold, iou_threshold, deepest=deepest)
 
     def eval_fn(variables: PyTree, batch: Batch) -> tuple[Sums, Rows]:
-        predicted = predict(variables, batch["image"])
+        predicted = detected(variables, batch["image"], deepest=False)
         truth = {f"true_{name}": batch[name] for name in ("boxes", "labels", "box_mask")}
         return {"count": batch["example_mask"].sum()}, {**predicted, **truth, "true_ignore": _ignored(batch)}
 
@@ -116,7 +122,7 @@ def task(
         loss_fn=loss_fn,
         eval_fn=eval_fn,
         figures=lambda sums, rows: figures(sums, rows, classes),
-        predict=predict,
+        predict=functools.partial(detected, deepest=True),
         describe=lambda prediction, most: describe(prediction, classes, most),
         draw=lambda example, prediction: draw(example, prediction, classes),
         best="map50",
@@ -124,16 +130,34 @@ def task(
 
 
 def found(
-    model: Any, outputs: Any, image_shape: tuple[int, int], score_threshold: float, iou_threshold: float
+    model: Any,
+    outputs: Any,
+    image_shape: tuple[int, int],
+    score_threshold: float,
+    iou_threshold: float,
+    *,
+    deepest: bool = True,
 ) -> dict[str, Array]:
     """Detections of a batch, by falling score: ``boxes`` [n, 100, 4] cut to the image, ``scores``, ``labels`` and
-    ``valid`` [n, 100]; where not valid, zeros."""
+    ``valid`` [n, 100]; where not valid, zeros. With ``deepest`` False there are 100 in each level of a tree, see above.
+    """
+    every = model.parents and not deepest
+    most = MOST * wordtree.ancestors(model.parents).shape[1] if every else MOST
 
     def one(boxes: Array, scores: Array) -> nms.Detections:
         thresholds = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
-        return nms.detections(ops.clip(boxes, *image_shape), scores, max_outputs=MOST, **thresholds)
+        scores = _certain(model.parents, scores) if model.parents and deepest else scores
+        return nms.detections(ops.clip(boxes, *image_shape), scores, max_outputs=most, **thresholds)
 
     return jax.vmap(one)(*model.decode(outputs, image_shape))._asdict()
+
+
+def _certain(parents: wordtree.Parents, scores: Array) -> jax.Array:
+    """Scores [k, nodes] with those of the deepest certain nodes only; they are objectness times P(node)."""
+    coarsest = [node for node, parent in enumerate(parents) if parent == wordtree.ROOT]
+    objectness = scores[:, coarsest].sum(1, keepdims=True)
+    node, _ = wordtree.predict(parents, scores / jnp.maximum(objectness, jnp.finfo(jnp.float32).tiny), CERTAIN)
+    return jnp.where(jnp.arange(len(parents)) == node[:, None], scores, 0)
 
 
 def figures(sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, float]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from cnnjax import nn, weights
-from cnnjax.ops import cells, resize
+from cnnjax.ops import cells, resize, wordtree
 from cnnjax.types import Array, PyTree
 from cnnjax.weights.formats import darknet as files
 from cnnjax.weights.formats.darknet import Section
@@ -44,7 +44,7 @@ _FOREIGN: Mapping[str, Mapping[str, int | str]] = {
     "upsample": {"scale": 1},
     "reorg": {"reverse": 0, "flatten": 0, "extra": 0},
     "yolo": {"new_coords": 0},
-    "region": {"coords": 4, "background": 0, "tree": ""},
+    "region": {"coords": 4, "background": 0},
     "softmax": {"groups": 1, "tree": "", "spatial": 0},
 }
 
@@ -102,6 +102,11 @@ class Darknet(linen.Module):
     def grids(self) -> tuple[cells.Grid, ...]:
         """Detection heads; empty for a classifier."""
         return tuple(layer.head for layer in self.layers if layer.head is not None)
+
+    @property
+    def parents(self) -> wordtree.Parents:
+        """Parents of the classes, where they are the nodes of a tree, see ``ops.wordtree``."""
+        return self.grids[0].parents if self.grids else ()
 
     @property
     def num_classes(self) -> int:
@@ -318,7 +323,11 @@ def _head(section: Section, before: _Before) -> tuple[Layer, float]:
         grid = cells.Grid(tuple(pairs), classes, scale=section.floats("scale_x_y", "1")[0])
     else:
         exclusive = bool(section.number("softmax", 0))
-        grid = cells.Grid(tuple((w * stride, h * stride) for w, h in pairs), classes, exclusive)
+        parents = section.tree("tree") if "tree" in section.values else ()
+        if parents and len(parents) != classes:
+            raise section.error(f"its tree has {len(parents)} nodes, but classes={classes}", "tree")
+        sizes = tuple((w * stride, h * stride) for w, h in pairs)
+        grid = cells.Grid(sizes, classes, exclusive, parents=parents)
     channels = before.channels(before.last)
     if channels != grid.channels:
         raise section.error(

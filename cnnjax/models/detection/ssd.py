@@ -152,6 +152,7 @@ class SSD(linen.Module):
     """
 
     head: ClassVar[str] = "ssd"
+    parents: ClassVar[tuple[int, ...]] = ()  # its classes are no tree
 
     base: linen.Module
     num_classes: int | None = 20

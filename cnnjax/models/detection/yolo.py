@@ -8,7 +8,7 @@
 
 The chapter calls YOLOv3 what is YOLOv2 on VOC, and counts 45 numbers a cell: 5 anchors with 4 + 1 numbers, and 20
 classes once. Both versions predict classes for each anchor: 125. YOLOv2's classes exclude one another (softmax), those
-of YOLOv3 do not (logistic functions).
+of YOLOv3 do not (logistic functions). YOLO9000's are the nodes of a tree: see ``ops.wordtree``.
 
 ``YOLO`` is YOLOv3's pyramid of grids over any base. Images are RGB / 255. The modules are called in the order of
 Darknet's weights, so that ``weights.load("yolov3.weights", model)`` fills them.
@@ -27,7 +27,7 @@ from flax.typing import Dtype, Initializer
 from cnnjax import nn
 from cnnjax.models import darknet
 from cnnjax.models.darknet import conv_norm
-from cnnjax.ops import cells, resize
+from cnnjax.ops import cells, resize, wordtree
 from cnnjax.types import Array, Key
 
 Anchors = tuple[tuple[float, float], ...]  # (width, height) in pixels
@@ -42,7 +42,7 @@ PRIOR = 0.01  # objectness to start from
 
 
 class Detector(linen.Module):
-    """Grids of cells over images; parent of the networks below, which have ``grids``."""
+    """Grids of cells over images; parent of the networks below, which have ``grids`` and ``parents``."""
 
     aux_weights: ClassVar[Mapping[str, float]] = {}
     head: ClassVar[str] = "yolo"
@@ -79,6 +79,7 @@ class YOLOv2(Detector):
     Attributes:
       num_classes: number of classes.
       anchors: (width, height) in pixels.
+      parents: where the classes are the nodes of a tree, the parent of each, see ``ops.wordtree`` (YOLO9000).
       remat, dtype: as in Darknet-19.
     """
 
@@ -86,13 +87,14 @@ class YOLOv2(Detector):
 
     num_classes: int = 20
     anchors: Anchors = tuple((32 * w, 32 * h) for w, h in VOC_ANCHORS)
+    parents: wordtree.Parents = ()
     remat: bool = False
     dtype: Dtype | None = None
 
     @property
     def grids(self) -> tuple[cells.Grid, ...]:
         """The one grid, of stride 32."""
-        return (cells.Grid(self.anchors, self.num_classes, exclusive=True),)
+        return (cells.Grid(self.anchors, self.num_classes, exclusive=True, parents=self.parents),)
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[tuple[jax.Array], dict[str, jax.Array]]:
@@ -142,6 +144,7 @@ class YOLO(Detector):
       features: features of the necks.
       depths: 1×1 convolutions of each neck, with 3×3 ones between them.
       momentum: momentum of the new layers' BatchNorm.
+      parents: as of YOLOv2.
       dtype: type computed in; None: float32.
     """
 
@@ -152,6 +155,7 @@ class YOLO(Detector):
     features: tuple[int, ...] = (512, 256, 128)
     depths: tuple[int, ...] = (3, 3, 3)
     momentum: float = darknet.MOMENTUM
+    parents: wordtree.Parents = ()
     dtype: Dtype | None = None
 
     image_shape: ClassVar[tuple[int, int, int]] = (416, 416, 3)
@@ -163,7 +167,7 @@ class YOLO(Detector):
         if rest or not each:
             raise ValueError(f"expected as many anchors for each of {len(self.grid_strides)} grids, got {self.anchors}")
         shares = [self.anchors[i : i + each] for i in range(0, len(self.anchors), each)]
-        return tuple(cells.Grid(tuple(share), self.num_classes) for share in reversed(shares))
+        return tuple(cells.Grid(tuple(share), self.num_classes, parents=self.parents) for share in reversed(shares))
 
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
@@ -219,11 +223,12 @@ def _yolov3(
     features: tuple[int, ...] = (512, 256, 128),
     depths: tuple[int, ...] = (3, 3, 3),
     momentum: float = darknet.MOMENTUM,
+    parents: wordtree.Parents = (),
     remat: bool = False,
     dtype: Dtype | None = None,
 ) -> YOLO:
     base = base or darknet.Darknet53(None, remat, dtype)
-    return YOLO(base, num_classes, anchors, grid_strides, features, depths, momentum, dtype)
+    return YOLO(base, num_classes, anchors, grid_strides, features, depths, momentum, parents, dtype)
 
 
 def _tiny(num_classes: int = 80, anchors: Anchors = TINY_ANCHORS, dtype: Dtype | None = None) -> YOLO:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cnnjax.ops import wordtree
 from cnnjax.types import UserError
 from cnnjax.weights.formats.content import Content, Format, Signature, Tensor, mapped
 
@@ -62,6 +63,28 @@ class Section(NamedTuple):
         if not found or not np.isfinite(found).all():
             raise self.error(f"{key}={text}: numbers separated by commas are expected", key)
         return found
+
+    def tree(self, key: str) -> tuple[int, ...]:
+        """Parents of the nodes of a tree, -1 for a root: the last word of each line of the file that ``key`` names.
+
+        Darknet's programs look for it from where they are started, usually above the folder of the cfg.
+
+        Raises:
+          UserError: there is no such file, or it is no tree.
+        """
+        name = self.values[key][0]
+        places = [folder / name for folder in (Path(), self.file.parent, self.file.absolute().parent.parent)]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise self.error(f"{key}={name}: no such file here, beside the cfg or in the folder above it", key)
+        try:
+            parents = tuple(int(line.split()[-1]) for line in path.read_text().splitlines() if line.strip())
+            wordtree.check(parents)
+        except (ValueError, OSError) as error:
+            raise self.error(
+                f"{path} is no tree, lines of a name and the number of its parent: {error}", key
+            ) from error
+        return parents
 
     def text(self, key: str, default: str) -> str:
         """Value as it stands."""

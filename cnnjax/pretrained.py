@@ -29,6 +29,7 @@ from cnnjax.tasks import Prepare
 from cnnjax.tasks.classify import unit
 from cnnjax.types import Array, Batch, PyTree, Rows, Sums, UserError
 from cnnjax.weights.hub import checksum
+from cnnjax.weights.hub.preprocess import Mode
 
 Resize = Literal["crop", "squeeze", "square"]
 
@@ -46,8 +47,7 @@ class Framing(Protocol):
     def resample(self) -> Resample: ...
 
 
-Preprocess = Literal["unit", "tf", "torch", "caffe"]
-"""unit: pixels / 255; the others: see ``weights.preprocess``."""
+Preprocess = Mode
 
 
 class Entry(Framing, Protocol):

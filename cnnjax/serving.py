@@ -19,7 +19,7 @@ from cnnjax.data.formats.images import decode
 from cnnjax.models.detection import darknet
 from cnnjax.tasks import transfer
 from cnnjax.types import Array, PyTree, Task, UserError
-from cnnjax.weights.hub.labels import imagenet_classes
+from cnnjax.weights.hub.labels import class_names
 
 CARD, WEIGHTS = "model.json", "model.safetensors"
 _RENAMED = {"box_maps": "box_features"}  # fields of heads in cards of older runs
@@ -133,14 +133,16 @@ class Served(NamedTuple):
         return self.task.predict(variables, images)
 
 
-def of_published(network: pretrained.Network, fit: pretrained.Resize) -> Served:
-    """Published network with its own head."""
+def of_published(network: pretrained.Network, fit: pretrained.Resize | None = None) -> Served:
+    """Published network with its own head; ``fit`` as for `published_card`."""
+    assert isinstance(network.entry, weights.Published)
     return Served(published_card(network.entry, fit), network.model, network.variables)
 
 
-def published_card(entry: pretrained.Entry, fit: pretrained.Resize) -> Card:
-    """Card of a published network with its own head."""
-    return card(entry, "classify", fit, [f"{wnid} {name}" for wnid, name in imagenet_classes()])
+def published_card(entry: weights.Published, fit: pretrained.Resize | None = None) -> Card:
+    """Card of a published network with its own head; ``fit`` None: the publisher's, crop or, of a detector, squeeze."""
+    fit = fit or ("crop" if entry.task == "classify" else "squeeze")
+    return card(entry, entry.task, fit, class_names(entry.class_order))
 
 
 def darknet_card(cfg: Path, names: Path) -> Card:

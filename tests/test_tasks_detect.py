@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import predict
 import pytest
+from darknet_files import CFG, randomized, write_weights
 from PIL import Image
 
-from cnnjax import serving, settings
+from cnnjax import pretrained, serving, settings
 from cnnjax.data import pipeline, preparation
+from cnnjax.models.detection import darknet
 from cnnjax.tasks import detect
 from cnnjax.types import UserError
 
@@ -281,3 +283,23 @@ def test_darknet_files_predict_the_known_boxes(shared, tmp_path):
     (tmp_path / "two.names").write_text("a\nb\n")
     with pytest.raises(UserError, match=r"has 2 names, but the network of .* has 80 classes"):
         predict.main(settings.change(predict.Config(), **{**fields, "names": tmp_path / "two.names"}))
+
+
+@pytest.mark.exhaustive
+def test_a_published_detector_predicts_as_the_network_of_its_cfg(shared, tmp_path):
+    (tmp_path / "tiny.cfg").write_text(CFG["yolov3_tiny"](416))
+    model = darknet.read(tmp_path / "tiny.cfg")
+    file = tmp_path / "tiny.weights"  # named like the published one it would have to be that one
+    write_weights(file, model, randomized(model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))))
+    served = serving.of_published(pretrained.network("yolov3_tiny.darknet", file))
+    names = shared / "weights" / "yolo_fastest" / "coco.names"
+    other = serving.of_darknet(tmp_path / "tiny.cfg", file, names)
+    photo = [shared / "weights" / "yolo_fastest" / "dog.jpg"]
+    assert served.card.classes[16] == other.card.classes[16] == "dog"
+    pixels = served.card.pixels(photo)
+    ours, theirs = (jax.jit(each.predict)(each.variables, pixels) for each in (served, other))
+    assert ours["valid"].sum() > 10
+    for name in ("boxes", "scores", "labels"):
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
+    card = settings.Network("yolov3_tiny.darknet", file).card()
+    assert (card.task, card.image_size) == ("detect", 416)

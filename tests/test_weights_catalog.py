@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 from urllib.parse import urlparse
 
 import keras
@@ -9,14 +10,15 @@ import numpy as np
 import pytest
 from published import create
 
-from cnnjax import weights
+from cnnjax import serving, settings, weights
 from cnnjax.types import UserError
-from cnnjax.weights import layouts
+from cnnjax.weights import in_order, layouts, rules
 from cnnjax.weights.hub import download, labels
 from cnnjax.weights.hub.catalog import published
 
 ENTRIES = published()
-HOSTS = {"storage.googleapis.com", "download.pytorch.org", "huggingface.co", "github.com"}
+CLASSIFIERS = {tag: entry for tag, entry in ENTRIES.items() if entry.task == "classify"}
+HOSTS = {"pjreddie.com", "storage.googleapis.com", "download.pytorch.org", "huggingface.co", "github.com"}
 APPLICATIONS = {
     "vgg16.keras": "VGG16",
     "vgg19.keras": "VGG19",
@@ -40,9 +42,13 @@ def test_entries():
         url = urlparse(entry.url)
         assert url.scheme == "https"
         assert url.netloc in HOSTS
-        assert 40 < entry.top1 < entry.top5 < 100
-        assert entry.image_size < entry.resize
-        assert entry.classes == len(labels.imagenet_classes())
+        if entry.task == "classify":
+            assert 40 < entry.top1 < entry.top5 < 100
+            assert sorted(labels.class_names(entry.class_order)) == sorted(labels.class_names("imagenet"))
+        else:
+            assert 20 < (entry.ap or entry.ap50) < 100
+            assert (entry.top1, entry.top5) == (None, None)
+        assert entry.image_size < entry.resize or entry.preprocess in ("unit", "ssd")
         assert tag.startswith(entry.model.removesuffix("_v1").removesuffix("_bn").removesuffix("_torchvision"))
         assert download.by_file_name(entry.file) is entry
     assert download.by_file_name("model.safetensors") is None
@@ -52,15 +58,18 @@ def test_models():
     """The image size is the paper's, except where weights for several sizes were published."""
     for tag, entry in ENTRIES.items():
         model = create(entry, dtype=np.float16)
-        assert (model.num_classes, model.dtype) == (1000, np.float16)
-        assert create(entry, num_classes=None).num_classes is None
-        if "mobilenet" not in tag and tag != "seresnet50.timm_a3":
+        assert (model.num_classes, model.dtype) == (entry.classes, np.float16)
+        if entry.task == "classify":
+            assert create(entry, num_classes=None).num_classes is None
+        if "mobilenet" not in tag and tag != "seresnet50.timm_a3" and not tag.startswith("darknet"):
             assert model.image_shape == (entry.image_size, entry.image_size, 3)
 
 
 def test_layouts():
     """Each model knows the layout of its publisher, and has the fields that the layout asks for."""
-    for tag, entry in ENTRIES.items():
+    for tag, entry in CLASSIFIERS.items():
+        if tag.endswith(".darknet"):  # its numbers have no names, only an order
+            continue
         model, publisher = create(entry), tag.rpartition(".")[2].partition("_")[0]
         names = {publisher, "keras.io" if publisher == "keras" else "torch"}
         fitting = [
@@ -159,3 +168,30 @@ def test_file_that_lies_here(shared, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="damaged or another file"):
         download.verify(damaged, entry)
     assert entry.fields == {"width": 0.75}
+
+
+@pytest.mark.parametrize(("tag", "known"), [("yolov3.darknet", 248_007_048), ("yolov3_tiny.darknet", 35_434_956)])
+def test_darknets_file_fits_the_model(tag, known):
+    """The model has as many numbers as the publisher's file, whose size in bytes is known of these."""
+    entry = ENTRIES[tag]
+    structure = rules.structure(create(entry), (entry.image_size, entry.image_size, 3))
+    assert 4 * sum(math.prod(slot.shape) for _, slot in in_order.in_order(structure)) + 20 == known
+
+
+def test_cards_of_detectors_and_of_darknets_classifiers():
+    card = serving.published_card(ENTRIES["yolov3.darknet"])
+    assert (card.task, card.fit, card.preprocess, len(card.classes)) == ("detect", "squeeze", "unit", 80)
+    assert card.module().num_classes == 80
+    card = serving.published_card(ENTRIES["ssd300_vgg16.torchvision"])
+    assert (card.fit, card.image_size, len(card.classes), card.classes[89]) == ("squeeze", 300, 90, "toothbrush")
+    assert serving.published_card(ENTRIES["yolov2_voc.darknet"]).classes[11] == "dog"
+    card = serving.published_card(ENTRIES["darknet53.darknet"])
+    assert (card.task, card.fit, card.resize, card.image_size) == ("classify", "crop", 256, 256)
+    assert card.classes[:2] == ("n02119789 kit_fox", "n02100735 English_setter")
+    assert serving.published_card(ENTRIES["resnet50.keras"]).classes[0] == "n01440764 tench"
+
+
+def test_a_detector_is_no_base():
+    with pytest.raises(UserError, match=r"--weights yolov3.darknet is a detector: a base is a classifier"):
+        settings.Base("yolov3.darknet").entry()
+    assert settings.Base("darknet53.darknet").entry().image_size == 256

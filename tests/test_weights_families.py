@@ -65,7 +65,7 @@ def test_a_subclass_has_its_parents_layouts_and_a_stranger_none():
     assert layouts.for_model(Stranger()) == {}
 
 
-@pytest.mark.parametrize("tag", weights.published())
+@pytest.mark.parametrize("tag", [tag for tag in weights.published() if not tag.endswith(".darknet")])
 def test_a_published_file_has_rules_that_the_catalogs_model_agrees_with(tag):
     entry = weights.published()[tag]
     model = create(entry)

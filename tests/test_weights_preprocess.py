@@ -42,7 +42,7 @@ def test_the_images_are_left_as_they_are():
 @pytest.mark.parametrize(
     ("images", "mode", "says"),
     [
-        (PIXELS, "keras", 'modes "tf", "torch" and "caffe", got \'keras\''),
+        (PIXELS, "keras", 'modes "unit", "tf", "torch", "caffe" and "ssd", got \'keras\''),
         (PIXELS.astype(np.int64), "tf", "as uint8 or float, got int64"),
         (PIXELS / 255, "tf", "pixels 0 … 255, got floats 0 … 1: scale or clip them"),
         (PIXELS / -1, "tf", "got floats -255 … -0"),
@@ -85,3 +85,9 @@ def test_square_and_squeeze_are_keras_load_img(height, width, resample, keep, tm
 def test_a_crop_larger_than_what_it_is_cut_from_is_refused():
     with pytest.raises(UserError, match="no square of 224 pixels can be cut where the shorter side has 192"):
         transforms.resize_and_crop(192, 224)
+
+
+def test_the_modes_of_detectors_by_hand():
+    pixels = np.array([[[0, 51, 255]]], np.uint8)
+    np.testing.assert_allclose(preprocess(pixels, "unit"), [[[0, 0.2, 1]]], rtol=1e-6)
+    np.testing.assert_allclose(preprocess(pixels, "ssd"), [[[-122.99925, -65.9991, 151.0008]]], rtol=1e-6)

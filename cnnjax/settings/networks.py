@@ -43,7 +43,12 @@ class Base:
         """
         if self.run and self.file:
             raise UserError(f"--weights {self.weights} is a run, which has its weights: leave out --file")
-        return serving.load_card(self.run) if self.run else pretrained.published(self.weights)
+        if self.run:
+            return serving.load_card(self.run)
+        entry = pretrained.published(self.weights)
+        if entry.task != "classify":
+            raise UserError(f"--weights {entry.tag} is a detector: a base is a classifier, such as darknet53.darknet")
+        return entry
 
     def network(self, *, random: bool = False) -> pretrained.Network:
         """Network without its top; ``random`` takes fresh weights."""
@@ -80,8 +85,8 @@ class Network:
     names: Path | None = None
     """File with the names of the classes of --darknet, one in a line, such as coco.names."""
     resize: pretrained.Resize | None = None
-    """crop: as the publisher, shorter side to a size, then the center; squeeze: all of the image, its proportions
-    lost, as in the chapter; square: the largest central square. None: crop; with --run as in training."""
+    """crop: shorter side to a size, then the center; squeeze: all of the image, its proportions lost, as in the
+    chapter; square: the largest central square. None: as the publisher; with --run as in training."""
 
     @property
     def title(self) -> str:
@@ -114,7 +119,7 @@ class Network:
             return serving.darknet_card(self.darknet[0], self.names)
         if self.run:
             return serving.load_card(self.run)
-        return serving.published_card(pretrained.published(self.weights), self.resize or "crop")
+        return serving.published_card(pretrained.published(self.weights), self.resize)
 
     def load(self, *, random: bool = False) -> serving.Served:
         """Network with its card.
@@ -131,4 +136,4 @@ class Network:
         if self.darknet and self.names:
             return serving.of_darknet(*self.darknet, self.names)
         network = pretrained.network(self.weights, self.file, random=random)
-        return serving.of_published(network, self.resize or "crop")
+        return serving.of_published(network, self.resize)

@@ -10,10 +10,11 @@ from published import create
 from torch import nn
 
 from cnnjax import weights
+from cnnjax.weights.hub import labels
 from cnnjax.weights.hub.catalog import published
 
 ENTRIES = published()
-TORCHVISION = {tag: entry for tag, entry in ENTRIES.items() if ".torchvision" in tag}
+TORCHVISION = {tag: entry for tag, entry in ENTRIES.items() if ".torchvision" in tag and entry.task == "classify"}
 TIMM = {tag: entry for tag, entry in ENTRIES.items() if ".timm" in tag}
 NAMES = {"alexnet_torchvision": "alexnet", "googlenet_bn": "googlenet"}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,6 +54,25 @@ def test_torchvision(torchvision, tag):
     assert transform.interpolation.value == entry.resample
     assert (tuple(transform.mean), tuple(transform.std)) == (MEAN, STD)
     assert entry.preprocess == ("tf" if entry.model in ("googlenet_bn", "inception_v3") else "torch")
+
+
+def test_ssd300_of_torchvision(torchvision):
+    entry, theirs = ENTRIES["ssd300_vgg16.torchvision"], torchvision.models.detection.SSD300_VGG16_Weights.COCO_V1
+    assert (entry.url, entry.file) == (theirs.url, theirs.url.rpartition("/")[2])
+    assert entry.file == f"ssd300_vgg16_coco-{entry.sha256}.pth"
+    assert labels.class_names("coco_ids") == tuple(theirs.meta["categories"][1:])
+    assert entry.ap == theirs.meta["_metrics"]["COCO-val2017"]["box_map"]
+    assert parameters(entry) == theirs.meta["num_params"]
+    peer = torchvision.models.detection.ssd300_vgg16(weights=None, weights_backbone=None).transform
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    prepared, _ = peer([torch.from_numpy(pixels.transpose(2, 0, 1)) / 255])
+    assert (peer.fixed_size, tuple(prepared.tensors.shape[2:])) == ((entry.image_size,) * 2, (entry.image_size,) * 2)
+    expected = prepared.tensors[0].numpy().transpose(1, 2, 0)
+    np.testing.assert_allclose(weights.preprocess(pixels, entry.preprocess), expected, atol=1e-4)
+
+
+def test_names_of_voc(torchvision):
+    assert labels.class_names("voc") == tuple(torchvision.models._meta._VOC_CATEGORIES[1:])
 
 
 @pytest.mark.parametrize("name", ["GoogLeNet", "Inception3"])

@@ -1,6 +1,7 @@
 """Catalog of published weights for our models: URL and checksum, preparation of images, accuracy.
 
-Accuracies are percent of ImageNet's 50,000 validation images, one crop, as ``source`` states them, not measured here.
+Accuracies are percent of ImageNet's 50,000 validation images, one crop, and average precisions percent on COCO or VOC,
+as ``source`` states them, not measured here.
 """
 
 import functools
@@ -9,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
+
+from cnnjax.weights.hub.labels import ClassOrder, class_names
+from cnnjax.weights.hub.preprocess import Mode
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,20 @@ class Published:
     resize: int
     """Pixels of the shorter side before the center crop. Keras states none: there, the crop is 7/8 of it."""
     resample: Literal["bilinear", "bicubic"]
-    preprocess: Literal["tf", "torch", "caffe"]
+    preprocess: Mode
     """Mode of ``weights.preprocess``."""
-    top1: float
-    """Top-1 accuracy, percent."""
-    top5: float
-    """Top-5 accuracy, percent."""
-    classes: int = 1000
-    """Number of classes: ImageNet's, in the order of ``imagenet_class_index.json``."""
+    top1: float | None = None
+    """Top-1 accuracy of a classifier, percent."""
+    top5: float | None = None
+    """Top-5 accuracy of a classifier, percent."""
+    ap: float | None = None
+    """COCO's average precision of a detector over IoU 0.50 … 0.95, percent, where it is stated."""
+    ap50: float | None = None
+    """Its average precision at IoU 0.5, of COCO or, with VOC's classes, VOC 2007, percent, where it is stated."""
+    task: Literal["classify", "detect"] = "classify"
+    """Name of a module of ``cnnjax.tasks``."""
+    class_order: ClassOrder = "imagenet"
+    """Names of the classes in the order of the network, see ``labels.class_names``."""
     sha256: str | None = None
     """SHA-256 in hexadecimal, or its beginning where the publisher states no more."""
     md5: str | None = None
@@ -47,6 +57,11 @@ class Published:
     def __post_init__(self) -> None:
         # Read-only, because every call of ``published`` gives the same entries.
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(class_names(self.class_order))
 
     @property
     def digest(self) -> str | None:
@@ -63,7 +78,7 @@ def published() -> dict[str, Published]:
 
 @functools.cache
 def _entries() -> dict[str, Published]:
-    entries = [*_keras_files(), *_keras_mobilenets(), *_torchvision_files(), *_timm_files()]
+    entries = [*_keras_files(), *_keras_mobilenets(), *_torchvision_files(), *_timm_files(), *_darknet_files()]
     return {entry.tag: entry for entry in sorted(entries, key=lambda entry: entry.tag)}
 
 
@@ -192,6 +207,21 @@ def _torchvision_files() -> Iterator[Published]:
             sha256=re.fullmatch(r".*-([0-9a-f]{8})\.pth", file)[1],  # type: ignore[index]
             fields=_TORCHVISION_FIELDS.get(name, {}),
         )
+    yield Published(
+        tag="ssd300_vgg16.torchvision",
+        model="ssd300_vgg16",
+        url="https://download.pytorch.org/models/ssd300_vgg16_coco-b556d3b4.pth",
+        file="ssd300_vgg16_coco-b556d3b4.pth",
+        source="torchvision's weights enums",
+        image_size=300,
+        resize=300,
+        resample="bilinear",
+        preprocess="ssd",
+        ap=25.1,
+        sha256="b556d3b4",
+        task="detect",
+        class_order="coco_ids",
+    )
 
 
 # Tag; timm's name; image size; pixels of the shorter side; top-1; top-5.
@@ -244,4 +274,36 @@ def _timm_files() -> Iterator[Published]:
             top1=top1,
             top5=top5,
             fields=_TIMM_FIELDS.get(tag, {}),
+        )
+
+
+# Tag and file; image size; top-1, top-5 of a classifier, or average precision at IoU 0.5; MD5, where it is known.
+_DARKNET: tuple[tuple[Any, ...], ...] = (
+    ("darknet19", "darknet19", 256, 72.9, 91.2, None),
+    ("darknet19_448", "darknet19", 448, 76.4, 93.5, None),
+    ("darknet53", "darknet53", 256, 77.2, 93.8, None),
+    ("darknet53_448", "darknet53", 448, 78.5, 94.7, None),
+    ("yolov2-voc", "yolov2_voc", 416, 76.8, None, None),
+    ("yolov3", "yolov3", 416, 55.3, None, "c84e5b99d0e52cd466ae710cadf6d84c"),
+    ("yolov3-tiny", "yolov3_tiny", 416, 33.1, None, "3bcd6b390912c18924b46b26a9e7ff53"),
+)
+
+
+def _darknet_files() -> Iterator[Published]:
+    for stem, model, size, score, top5, md5 in _DARKNET:
+        scores: dict[str, Any] = {"top1": score, "top5": top5, "class_order": "imagenet_devkit"}
+        if top5 is None:
+            scores = {"ap50": score, "task": "detect", "class_order": "voc" if model == "yolov2_voc" else "coco"}
+        yield Published(
+            tag=f"{stem.replace('-', '_')}.darknet",
+            model=model,
+            url=f"https://pjreddie.com/media/files/{stem}.weights",
+            file=f"{stem}.weights",
+            source="tables of pjreddie.com/darknet",
+            image_size=size,
+            resize=size,
+            resample="bilinear",
+            preprocess="unit",
+            md5=md5,
+            **scores,
         )

@@ -1,10 +1,10 @@
-"""ImageNet's 1000 classes: WordNet ids and names for the scores of a network."""
+"""Names of classes for the scores of published networks: ImageNet's 1000 with their WordNet ids, COCO's, VOC's."""
 
 import functools
 import importlib.resources
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,39 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
 def imagenet_index() -> dict[str, int]:
     """WordNet id → index among the 1000 classes."""
     return {wnid: index for index, (wnid, _) in enumerate(imagenet_classes())}
+
+
+ClassOrder = Literal["imagenet", "imagenet_devkit", "coco", "coco_ids", "voc"]
+"""imagenet: by WordNet id; imagenet_devkit: as in ImageNet's development kit, which Darknet took; coco: 80 classes;
+coco_ids: categories 1 … 90, of which 10 have no objects (torchvision); voc: 20 classes by name."""
+
+_COCO = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, N/A, stop sign, "
+    "parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, N/A, backpack, umbrella, "
+    "N/A, N/A, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, "
+    "skateboard, surfboard, tennis racket, bottle, N/A, wine glass, cup, fork, knife, spoon, bowl, banana, apple, "
+    "sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, N/A, "
+    "dining table, N/A, N/A, toilet, N/A, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, "
+    "sink, refrigerator, N/A, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
+)
+_VOC = (
+    "aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike, person, "
+    "pottedplant, sheep, sofa, train, tvmonitor"
+)
+
+
+@functools.cache
+def class_names(order: ClassOrder) -> tuple[str, ...]:
+    """Names of the classes in the order of a network's outputs; ImageNet's have their WordNet ids before them."""
+    if order == "voc":
+        return tuple(_VOC.split(", "))
+    if order in ("coco", "coco_ids"):
+        return tuple(name for name in _COCO.split(", ") if order == "coco_ids" or name != "N/A")
+    names = [f"{wnid} {name}" for wnid, name in imagenet_classes()]
+    if order == "imagenet_devkit":
+        text = importlib.resources.files(__package__).joinpath("imagenet_devkit_order.json").read_text()
+        names = [names[place] for place in json.loads(text)]
+    return tuple(names)
 
 
 def decode_predictions(probabilities: Array, top: int = 5) -> list[list[Prediction]]:

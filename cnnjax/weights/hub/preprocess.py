@@ -1,4 +1,4 @@
-"""Preparation of images for published networks: three modes, by the names that Keras gave them."""
+"""Preparation of images for published networks: Keras' three modes by their names, Darknet's, and that of SSD300."""
 
 from typing import Literal
 
@@ -8,11 +8,12 @@ import numpy as np
 
 from cnnjax.types import Array, UserError
 
-Mode = Literal["tf", "torch", "caffe"]
+Mode = Literal["unit", "tf", "torch", "caffe", "ssd"]
 
 # Statistics of ImageNet's training images.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, 0 … 1
 CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, 0 … 255
+SSD_MEAN = (0.48235, 0.45882, 0.40784)  # RGB, 0 … 1
 
 
 def preprocess(images: Array, mode: Mode) -> Array:
@@ -23,7 +24,8 @@ def preprocess(images: Array, mode: Mode) -> Array:
     Args:
       images: RGB, [..., h, w, 3], uint8 or float, 0 … 255.
       mode: "tf": x / 127.5 − 1; "torch": x / 255, minus ImageNet's mean, divided by its standard deviation, per
-        channel; "caffe": BGR minus ImageNet's mean, not scaled.
+        channel; "caffe": BGR minus ImageNet's mean, not scaled; "ssd": the same in RGB, with the mean of torchvision's
+        SSD300; "unit": x / 255 (Darknet).
 
     Returns:
       float32 of the same shape: a NumPy array if ``images`` is one, else a JAX array.
@@ -47,4 +49,8 @@ def preprocess(images: Array, mode: Mode) -> Array:
         return (x / np.float32(255) - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     if mode == "caffe":
         return x[..., ::-1] - np.array(CAFFE_MEAN, np.float32)
-    raise UserError(f'preprocess has the modes "tf", "torch" and "caffe", got {mode!r}')
+    if mode == "ssd":
+        return x - np.array(SSD_MEAN, np.float32) * np.float32(255)
+    if mode == "unit":
+        return x / np.float32(255)
+    raise UserError(f'preprocess has the modes "unit", "tf", "torch", "caffe" and "ssd", got {mode!r}')

@@ -348,6 +348,6 @@ def test_fashion_cnn_names_the_smallest_image(shape):
 
 
 def test_kinds_of_models_are_listed_apart():
-    with pytest.raises(UserError, match="unknown kind of models 'detector'; kinds: classification, detection"):
+    with pytest.raises(UserError, match="unknown kind of models 'detector'; kinds: classification, detection, segm"):
         models.names("detector")
     assert not set(models.names()) & set(models.names("detection"))

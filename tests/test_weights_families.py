@@ -48,7 +48,7 @@ def test_every_array_has_a_place_of_its_own_in_the_publishers_file_and_every_rul
 
 
 def test_every_table_is_of_a_class_of_models():
-    names = [*models.names(), *models.names("detection")]
+    names = [*models.names(), *models.names("detection"), *models.names("segmentation")]
     classes = {type(models.create(name)).__name__ for name in names}
     assert layouts.tables().keys() <= classes
     assert all(layouts.tables().values())

@@ -1,10 +1,10 @@
 """The models: one architecture family per file, each with a table ``VARIANTS`` of named models.
 
-Classifiers lie here, detectors in ``detection``. To add a family, add a file with a table; no other file changes. A
-variant is a Flax module class, or a ``functools.partial`` of one, that needs no argument; its ``num_classes`` is the
-paper's by default. In a classifier None builds no head; every classifier is a ``types.Backbone``: it has
-``image_shape``, ``aux_weights`` and ``strides``. By its field ``window`` ``nn.to_fully_convolutional`` slides it over
-larger images.
+Classifiers lie here, detectors in ``detection``, segmenters in ``segmentation``. To add a family, add a file with a
+table; no other file changes. A variant is a Flax module class, or a ``functools.partial`` of one, that needs no
+argument; its ``num_classes`` is the paper's by default. In a classifier None builds no head; every classifier is a
+``types.Backbone``: it has ``image_shape``, ``aux_weights`` and ``strides``. By its field ``window``
+``nn.to_fully_convolutional`` slides it over larger images.
 """
 
 import difflib
@@ -20,7 +20,7 @@ import numpy as np
 
 from cnnjax.types import UserError
 
-KINDS = ("classification", "detection")
+KINDS = ("classification", "detection", "segmentation")
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def _variants(kind: str) -> dict[str, Callable[..., linen.Module]]:
     return found
 
 
-def names(kind: Literal["classification", "detection"] = "classification") -> list[str]:
+def names(kind: Literal["classification", "detection", "segmentation"] = "classification") -> list[str]:
     """Names of all variants of a kind, sorted.
 
     Raises:
@@ -54,8 +54,8 @@ def create(name: str, /, **overrides: Any) -> linen.Module:
     Args:
       name: one of ``names()``, or of another kind's.
       **overrides: fields of the model to set, such as ``num_classes`` (None: no head), ``dtype``. Lists are taken as
-        tuples. The field ``base`` of detectors is a network without its head, its name, or its name and fields:
-        ``("mobilenet_v1", {"width": 0.75})``.
+        tuples. The field ``base`` of detectors and segmenters is a network without its head, its name, or its name and
+        fields: ``("mobilenet_v1", {"width": 0.75})``.
 
     Returns:
       A Flax module that is a ``types.Backbone``; ``apply(variables, images, train=False)`` gives (logits, endpoints).

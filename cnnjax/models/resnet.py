@@ -22,7 +22,7 @@ ends in a scale of zero, so that units start as the identity (Goyal et al. 2017,
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as linen
 import jax
@@ -38,6 +38,13 @@ _FEATURES = (64, 128, 256, 512)  # of the 3×3 convolutions, by stage
 _STRIDES = {"stem": 2, "stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 
 
+class Dilations(NamedTuple):
+    """Dilations of the 3×3 convolutions of a stage: of its first unit, and of the others."""
+
+    first: int = 1
+    others: int = 1
+
+
 class Unit(linen.Module):
     """``relu(x + branch(x))``; a 1×1 convolution on the shortcut where the shape changes.
 
@@ -46,6 +53,7 @@ class Unit(linen.Module):
     Attributes:
       features: of the 3×3 convolutions.
       strides: of the first convolution of the branch, in a bottleneck of the 3×3 unless ``stride_first``.
+      dilation: of the 3×3 convolutions.
       bottleneck: three convolutions.
       stride_first: a bottleneck has its strides in the first 1×1.
       zero_init: the scale of the branch's last BatchNorm starts at zero.
@@ -55,6 +63,7 @@ class Unit(linen.Module):
 
     features: int
     strides: int
+    dilation: int
     bottleneck: bool
     stride_first: bool
     zero_init: bool
@@ -67,13 +76,14 @@ class Unit(linen.Module):
         first, second = (self.strides, 1) if self.stride_first or not self.bottleneck else (1, self.strides)
         init = linen.initializers.zeros_init() if self.zero_init else linen.initializers.ones_init()
         last = functools.partial(self.conv_norm, features, activation=None, scale_init=init)
+        spread = {"padding": self.dilation, "dilation": self.dilation}
         if self.bottleneck:
             y = self.conv_norm(self.features, 1, strides=first, name="conv1")(x, train)
-            y = self.conv_norm(self.features, 3, strides=second, padding=1, name="conv2")(y, train)
+            y = self.conv_norm(self.features, 3, strides=second, **spread, name="conv2")(y, train)
             y = last(1, name="conv3")(y, train)
         else:
-            y = self.conv_norm(self.features, 3, strides=first, padding=1, name="conv1")(x, train)
-            y = last(3, padding=1, name="conv2")(y, train)
+            y = self.conv_norm(self.features, 3, strides=first, **spread, name="conv1")(x, train)
+            y = last(3, **spread, name="conv2")(y, train)
         if self.reduction is not None:
             y = nn.SqueezeExcite(self.reduction, dtype=self.conv_norm.keywords["dtype"], name="se")(y)
         if self.strides > 1 or x.shape[-1] != features:
@@ -86,12 +96,14 @@ class Stage(linen.Module):
 
     blocks: int
     strides: int
+    dilations: Dilations
     unit: Any
 
     @linen.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i in range(self.blocks):
-            x = self.unit(strides=self.strides if i == 0 else 1, name=f"block{i + 1}")(x, train)
+            strides, dilation = (1, self.dilations.others) if i else (self.strides, self.dilations.first)
+            x = self.unit(strides=strides, dilation=dilation, name=f"block{i + 1}")(x, train)
         return x
 
 
@@ -102,11 +114,16 @@ class ResNet(linen.Module):
     endpoints stem (before pooling), stage1, stage2, stage3, stage4 ``[n, h / 2 … h / 32, w / 2 … w / 32, features]``,
     rounded up, and pooled ``[n, features]``.
 
+    With an ``output_stride`` of 16 or 8 the last one or two stages keep the size of the maps, and their 3×3
+    convolutions are dilated so that they see as far as before (Yu, Koltun & Funkhouser 2017; as in torchvision the
+    first unit of a stage has the dilation of the stage before).
+
     Attributes:
       blocks: units of each of the four stages.
       bottleneck: units have three convolutions, 1×1, 3×3, 1×1.
       stride_first: bottlenecks have their stride in the first 1×1.
       reduction: of squeeze-and-excitation; None: no squeeze-and-excitation.
+      output_stride: total stride of the last stages, in pixels: 32, 16 or 8.
       num_classes: classes of the head; None builds no head.
       window: window of the top, in positions, see ``nn.to_fully_convolutional``; None: the whole feature map.
       zero_init: units start as the identity.
@@ -115,17 +132,17 @@ class ResNet(linen.Module):
       dtype: type computed in; None: float32.
 
     Raises:
-      ValueError: the images do not have four axes.
+      ValueError: the images do not have four axes, or there is no such output stride.
     """
 
     image_shape: ClassVar[tuple[int, int, int]] = (224, 224, 3)
     aux_weights: ClassVar[Mapping[str, float]] = {}
-    strides: ClassVar[Mapping[str, int]] = _STRIDES
 
     blocks: Sequence[int]
     bottleneck: bool = True
     stride_first: bool = False
     reduction: int | None = None
+    output_stride: int = 32
     num_classes: int | None = 1000
     window: tuple[int, int] | None = None
     zero_init: bool = False
@@ -134,9 +151,16 @@ class ResNet(linen.Module):
     remat: bool = False
     dtype: Dtype | None = None
 
+    @property
+    def strides(self) -> Mapping[str, int]:
+        """Endpoint → total stride."""
+        return {name: min(stride, self.output_stride) for name, stride in _STRIDES.items()}
+
     @linen.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[jax.Array | None, dict[str, jax.Array]]:
         nn.check_images(images, 1)
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(f"expected an output_stride of 8, 16 or 32, got {self.output_stride}")
         conv_norm = functools.partial(
             nn.ConvNorm,
             kernel_init=nn.he_normal_fan_out,
@@ -158,7 +182,10 @@ class ResNet(linen.Module):
         stage = nn.rematerialized(Stage, self.remat)
         for i, (blocks, features) in enumerate(zip(self.blocks, _FEATURES, strict=True)):
             name = f"stage{i + 1}"
-            layer = stage(blocks, 2 if i else 1, functools.partial(unit, features), name=name)
+            before, wanted = 4 * 2 ** max(i - 1, 0), 4 * 2**i  # strides of an undilated network
+            dilations = Dilations(max(1, before // self.output_stride), max(1, wanted // self.output_stride))
+            strides = self.strides[name] // self.strides[f"stage{i}"] if i else 1
+            layer = stage(blocks, strides, dilations, functools.partial(unit, features), name=name)
             x = endpoints[name] = layer(x, train)
         x = endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:
@@ -251,16 +278,16 @@ class ResNetV2(linen.Module):
         return nn.Head(self.num_classes, name="head")(x, train), endpoints
 
 
-_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 VARIANTS = {
     "resnet18": functools.partial(ResNet, (2, 2, 2, 2), bottleneck=False),
     "resnet34": functools.partial(ResNet, (3, 4, 6, 3), bottleneck=False),
-    **{f"resnet{depth}": functools.partial(ResNet, blocks) for depth, blocks in _BLOCKS.items()},
+    **{f"resnet{depth}": functools.partial(ResNet, blocks) for depth, blocks in BLOCKS.items()},
     **{
         f"resnet{depth}_v1": functools.partial(ResNet, blocks, stride_first=True, momentum=0.99, epsilon=1.001e-5)
-        for depth, blocks in _BLOCKS.items()
+        for depth, blocks in BLOCKS.items()
     },
-    "resnet50_v2": functools.partial(ResNetV2, _BLOCKS[50]),
-    **{f"seresnet{depth}": functools.partial(ResNet, blocks, reduction=16) for depth, blocks in _BLOCKS.items()},
+    "resnet50_v2": functools.partial(ResNetV2, BLOCKS[50]),
+    **{f"seresnet{depth}": functools.partial(ResNet, blocks, reduction=16) for depth, blocks in BLOCKS.items()},
 }

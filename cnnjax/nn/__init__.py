@@ -22,10 +22,12 @@ from cnnjax.nn.fully_convolutional import to_fully_convolutional
 from cnnjax.nn.norm import BatchNorm, LocalResponseNorm, local_response_norm
 from cnnjax.nn.pool import Subsample
 from cnnjax.nn.pyramid import pyramid
+from cnnjax.nn.upsample import BilinearUp, ResizeConv, SubPixel
 from cnnjax.ops.pool import adaptive_avg_pool, avg_pool, depth_max_pool, global_avg_pool, max_pool
 
 __all__ = [
     "BatchNorm",
+    "BilinearUp",
     "Conv",
     "ConvNorm",
     "ConvTranspose",
@@ -33,8 +35,10 @@ __all__ = [
     "DepthwiseConv",
     "Head",
     "LocalResponseNorm",
+    "ResizeConv",
     "SeparableConv",
     "SqueezeExcite",
+    "SubPixel",
     "Subsample",
     "adaptive_avg_pool",
     "avg_pool",

@@ -34,6 +34,7 @@ class ConvNorm(linen.Module):
     kernel_size: Ints
     strides: Ints = 1
     padding: Padding = "SAME"
+    dilation: Ints = 1
     groups: int = 1
     use_bias: bool = False
     activation: Activation | None = relu
@@ -51,6 +52,7 @@ class ConvNorm(linen.Module):
             kernel_size=self.kernel_size,
             strides=self.strides,
             padding=self.padding,
+            dilation=self.dilation,
             use_bias=self.use_bias,
             dtype=self.dtype,
             kernel_init=self.kernel_init,

@@ -174,6 +174,8 @@ def conv_transpose(x: Array, kernel: Array, *, strides: Ints = 1, padding: Paddi
     steps = per_dim(strides, dims, "strides")
     window = kernel.shape[:-2]
     dtype = jnp.result_type(x, kernel)
+    if dims == 2 and max(steps) > 1:
+        return _transposed_by_phases(jnp.asarray(x, dtype), jnp.asarray(kernel, dtype), steps, padding)
     flipped = jnp.flip(jnp.asarray(kernel, dtype), range(dims))
     return lax.conv_general_dilated(
         jnp.asarray(x, dtype),
@@ -185,10 +187,35 @@ def conv_transpose(x: Array, kernel: Array, *, strides: Ints = 1, padding: Paddi
     )
 
 
-def _transposed_pads(
+def _transposed_by_phases(x: JaxArray, kernel: JaxArray, strides: tuple[int, ...], padding: Padding) -> JaxArray:
+    """Transposed convolution as one convolution that computes all pixels of a stride, so that no zero is multiplied.
+
+    Output ``q = j · s + p`` is ``Σ_t x[j − t] · kernel[p + t · s]``: with the taps t of all phases p as features, a
+    window of ⌈k / s⌉ pixels gives the s outputs of a cell.
+    """
+    sizes, window = x.shape[1:3], kernel.shape[:2]
+    features, channels = kernel.shape[2:]
+    taps = [-(-k // s) for k, s in zip(window, strides, strict=True)]
+    missing = [(0, t * s - k) for t, s, k in zip(taps, strides, window, strict=True)]
+    (rows, columns), (high, wide) = taps, strides
+    kernel = jnp.pad(kernel, (*missing, (0, 0), (0, 0))).reshape(rows, high, columns, wide, features, channels)
+    kernel = jnp.flip(kernel, (0, 2)).transpose(0, 2, 5, 1, 3, 4).reshape(rows, columns, channels, -1)
+    cells = conv(x, kernel, padding=[(t - 1, t - 1) for t in taps])
+    n, height, width = cells.shape[:3]
+    cells = cells.reshape(n, height, width, high, wide, features).transpose(0, 1, 3, 2, 4, 5)
+    whole = cells.reshape(n, height * high, width * wide, features)
+    out, before = _transposed_sizes(sizes, window, strides, padding)
+    beyond = [(0, max(0, b + o - size)) for b, o, size in zip(before, out, whole.shape[1:3], strict=True)]
+    whole = jnp.pad(whole, ((0, 0), *beyond, (0, 0)))
+    return lax.slice_in_dim(
+        lax.slice_in_dim(whole, before[0], before[0] + out[0], axis=1), before[1], before[1] + out[1], axis=2
+    )
+
+
+def _transposed_sizes(
     sizes: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...], padding: Padding
-) -> list[tuple[int, int]]:
-    """Padding of the dilated input that makes the plain convolution the adjoint of a padded one."""
+) -> tuple[list[int], list[int]]:
+    """Sizes of the output, and how much of the transposed convolution's whole result lies before it."""
     if padding == "SAME":
         outs = [n * s for n, s in zip(sizes, strides, strict=True)]
     elif padding == "VALID":
@@ -198,10 +225,16 @@ def _transposed_pads(
         outs = [(n - 1) * s + k - sum(p) for n, k, s, p in zip(sizes, window, strides, pads, strict=True)]
     if min(outs) < 1:
         raise ValueError(f"padding {padding!r} leaves no output for input {sizes}, window {window}")
+    return outs, [low for low, _ in explicit_pads(padding, outs, window, strides)]
+
+
+def _transposed_pads(
+    sizes: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...], padding: Padding
+) -> list[tuple[int, int]]:
+    """Padding of the dilated input that makes the plain convolution the adjoint of a padded one."""
+    outs, lows = _transposed_sizes(sizes, window, strides, padding)
     result = []
-    for n, k, s, out, (lo, _) in zip(
-        sizes, window, strides, outs, explicit_pads(padding, outs, window, strides), strict=True
-    ):
+    for n, k, s, out, lo in zip(sizes, window, strides, outs, lows, strict=True):
         before = k - 1 - lo
         dilated = (n - 1) * s + 1
         result.append((before, out + k - 1 - dilated - before))

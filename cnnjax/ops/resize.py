@@ -1,4 +1,6 @@
-"""Sizes of feature maps: nearest upsampling, and cells moved into depth."""
+"""Sizes of feature maps: nearest and bilinear upsampling, and cells moved into depth and back."""
+
+from collections.abc import Sequence
 
 import chex
 import jax
@@ -13,6 +15,42 @@ def upsample_nearest(x: Array, factor: int) -> jax.Array:
     n, height, width, channels = x.shape
     shape = (n, height, factor, width, factor, channels)
     return jnp.broadcast_to(jnp.asarray(x)[:, :, None, :, None], shape).reshape(n, height * factor, width * factor, -1)
+
+
+def bilinear(x: Array, shape: Sequence[int]) -> jax.Array:
+    """Bilinear interpolation to ``shape`` (height, width): ``[n, h, w, c]`` → ``[n, height, width, c]``, in x's type.
+
+    Centers of pixels lie at halves and the border's pixels reach on outwards, as torch's ``interpolate`` with
+    ``align_corners=False``; nothing is smoothed where the result is smaller.
+    """
+    chex.assert_rank(x, 4)
+    n, _, _, channels = x.shape
+    return jax.image.resize(x, (n, *shape, channels), "bilinear", antialias=False)
+
+
+def fit(x: Array, shape: Sequence[int]) -> jax.Array:
+    """Brings ``[n, h, w, c]`` to ``shape`` (height, width): cut at the end, or its last row and column repeated."""
+    chex.assert_rank(x, 4)
+    height, width = shape
+    missing = [(0, max(0, wanted - size)) for wanted, size in zip(shape, x.shape[1:3], strict=True)]
+    cut = jnp.asarray(x)[:, :height, :width]
+    return cut if max(missing) == (0, 0) else jnp.pad(cut, ((0, 0), *missing, (0, 0)), mode="edge")
+
+
+def pixel_shuffle(x: Array, factor: int) -> jax.Array:
+    """Moves depth into cells of ``factor`` × ``factor`` pixels: ``[n, h, w, c · f²]`` → ``[n, h · f, w · f, c]``.
+
+    Source: Shi et al. 2016 (ESPCN), eq. 4; channel ``c · f² + row · f + column``, as torch's ``PixelShuffle``.
+
+    Raises:
+      ValueError: the channels are no multiple of ``factor²``.
+    """
+    chex.assert_rank(x, 4)
+    n, height, width, channels = x.shape
+    if channels % factor**2:
+        raise ValueError(f"expected channels that {factor**2} divides, got {channels}")
+    x = jnp.asarray(x).reshape(n, height, width, channels // factor**2, factor, factor)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(n, height * factor, width * factor, -1)
 
 
 def reorg(x: Array, stride: int) -> jax.Array:

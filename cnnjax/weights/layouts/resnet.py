@@ -30,7 +30,7 @@ _KERAS_V2 = Layout(
 # The files on keras.io are older: Keras called the head so then.
 _KERAS_IO, _KERAS_IO_V2 = (x._replace(keys=((r"head/dense", "probs"), *x.keys[:-1])) for x in (_KERAS, _KERAS_V2))
 # torchvision's, and timm's ResNet and SE-ResNet.
-_TORCH = Layout(
+TORCH = Layout(
     (
         (r"stem/conv", "conv1"),
         (r"stem/norm", "bn1"),
@@ -46,13 +46,13 @@ _TORCH = Layout(
     fields={"stride_first": False},
 )
 # torch.nn.Sequential(*resnet.children()), often without the last, names the children by their numbers.
-_CHILDREN = _TORCH._replace(
+_CHILDREN = TORCH._replace(
     keys=(
         (r"stem/conv", "0"),
         (r"stem/norm", "1"),
         *(
             (ours.replace(r"stage(\d)", rf"stage({i})"), theirs.replace("layer{1}", str(i + 3)))
-            for ours, theirs in _TORCH.keys
+            for ours, theirs in TORCH.keys
             for i in range(1, 5)
             if ours.startswith("stage")
         ),
@@ -61,6 +61,6 @@ _CHILDREN = _TORCH._replace(
 )
 
 LAYOUTS = {
-    "ResNet": {"keras": _KERAS, "keras.io": _KERAS_IO, "torch": _TORCH, "torch children": _CHILDREN},
+    "ResNet": {"keras": _KERAS, "keras.io": _KERAS_IO, "torch": TORCH, "torch children": _CHILDREN},
     "ResNetV2": {"keras": _KERAS_V2, "keras.io": _KERAS_IO_V2},
 }

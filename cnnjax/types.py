@@ -28,6 +28,8 @@ uint8 or int32 [h, w]; ``instance_masks`` bool or uint8 [k, h, w].
 Batch = Mapping[str, Array]
 """Examples with every field stacked; in evaluation also ``example_mask`` float32 [n], 0 on rows that only fill up."""
 
+IGNORED = 255  # label in ``segmentation`` of a pixel that does not count, as in Pascal VOC and torchvision
+
 Sums = Mapping[str, Array]  # added over batches, divided last
 Rows = Mapping[str, Array]  # [n, …], a row per example, concatenated over batches
 Prediction = Mapping[str, Array]  # [n, …] of a batch; without the leading axis of one image

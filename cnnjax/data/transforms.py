@@ -20,13 +20,13 @@ import numpy as np
 
 from cnnjax.data import preparation
 from cnnjax.data.preparation import Fit, Geometry, Resample, Window
-from cnnjax.types import Example, UserError
+from cnnjax.types import IGNORED, Example, UserError
 
 Transform = Callable[[Example], Example]
 RandomTransform = Callable[[np.random.Generator, Example], Example]
 
 MIN_VISIBLE = 0.25  # with less of it visible an object can hardly be recognized, and its box is a guess
-OUTSIDE = {"segmentation": 255, "instance_masks": 0}  # field → value outside the image
+OUTSIDE = {"segmentation": IGNORED, "instance_masks": 0}  # field → value outside the image
 PER_BOX = ("boxes", "labels", "ignore", "crowd", "difficult", "instance_masks")  # fields with a row for each box
 
 

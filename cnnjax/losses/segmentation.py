@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cnnjax.types import Array
-
-IGNORED = 255  # label of pixels that do not count, as in Pascal VOC and torchvision
+from cnnjax.types import IGNORED, Array
 
 
 class PixelLoss(NamedTuple):

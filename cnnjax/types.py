@@ -55,7 +55,7 @@ class Backbone(Protocol):
 
 
 class Picture(NamedTuple):
-    """Image with the title and boxes to draw; ``plot.pictures`` draws it.
+    """Image with the title and the boxes or classes of pixels to draw; ``plot.pictures`` draws it.
 
     Attributes:
       image: [h, w, 1 | 3], uint8 or float in 0 … 1.
@@ -63,6 +63,8 @@ class Picture(NamedTuple):
       boxes: [k, 4], xyxy in pixels.
       names: names of the boxes, [k].
       colors: colors of the boxes, [k]: equal numbers are the same color.
+      segmentation: class of each pixel, [h, w]; ``IGNORED`` stays as the image is.
+      legend: names of these classes.
     """
 
     image: np.ndarray
@@ -70,6 +72,8 @@ class Picture(NamedTuple):
     boxes: np.ndarray = np.zeros((0, 4), np.float32)
     names: tuple[str, ...] = ()
     colors: tuple[int, ...] = ()
+    segmentation: np.ndarray | None = None
+    legend: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

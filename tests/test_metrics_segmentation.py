@@ -97,3 +97,14 @@ def test_median_frequency_by_hand():
     # Frequencies 0.5, 0.1 and 0.2 in the images that show each class; the last class has no pixel.
     weights = segmentation.median_frequency(np.array([50, 10, 10, 0]), np.array([100, 100, 50, 0]))
     np.testing.assert_allclose(weights, [0.4, 2, 1, 0], rtol=1e-6)
+
+
+def test_boundaries_of_more_classes_than_a_word_has_bits():
+    predicted, labels = draw(3, n=1)
+    few, many = (
+        segmentation.boundary(predicted[0] * k, np.where(labels[0] == 255, 255, labels[0] * k), c)
+        for k, c in ((1, 4), (20, 64))
+    )
+    for name, counts in few.items():
+        np.testing.assert_array_equal(many[name][::20], counts)
+        assert many[name].sum() == counts.sum()

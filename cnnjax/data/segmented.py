@@ -4,7 +4,7 @@ splits = segmented.load("camvid", ignored=(11,))
 splits.train[0]      # {"image": uint8 [h, w, 3], "segmentation": uint8 [h, w], 255 where there is no class}
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import numpy as np
 
 from cnnjax.data import checking
 from cnnjax.data.formats import mask_folders
-from cnnjax.data.formats.images import decode
+from cnnjax.data.formats.images import decode, header_size
 from cnnjax.data.formats.mask_folders import Pair
-from cnnjax.data.sources import Source
+from cnnjax.data.sources import Source, innermost
 from cnnjax.data.splits import USUAL, Fractions, Splits, complete
 from cnnjax.types import IGNORED, UserError
 
@@ -64,6 +64,18 @@ class Segmented:
             except UserError as error:
                 found.append(str(error))
         return found
+
+
+def largest(parts: Iterable[Source]) -> tuple[int, int]:
+    """Greatest height and greatest width of the images of all ``parts``, by their headers."""
+    height = width = 1
+    for source in parts:
+        base, places = innermost(source)
+        assert isinstance(base, Segmented)
+        for place in places:
+            columns, rows = header_size(base.pairs[place].image) or (1, 1)  # of one that cannot be read
+            height, width = max(height, rows), max(width, columns)
+    return height, width
 
 
 def load(

@@ -2,6 +2,7 @@
 
     random_view(416, jitter(0.2))               # Darknet's
     random_view(300, zoom_out(), iou_crop())    # SSD's
+    random_scale(360, 480, (0.5, 2.0))          # a segmenter's
     mosaic(416, rng, four, jitter(0.3))         # YOLOv4's, of four examples
 
 A chooser is given the window so far, first the whole image, and may leave the image: what lies outside is ``FILL``.
@@ -154,6 +155,28 @@ def random_view(
         if proportions == "letterbox":
             window = _widened(window)
         return _seen(rng, example, window, (size, size), flip, centers, min_visible)
+
+    return transform
+
+
+def random_scale(
+    height: int, width: int, scale: tuple[float, float] = (0.5, 2.0), flip: float = 0.5
+) -> RandomTransform:
+    """Shows a random part of ``height`` × ``width`` pixels of the image made larger or smaller, proportions kept.
+
+    What lies outside the image is ``FILL``, and in ``segmentation`` no class.
+
+    Args:
+      scale: limits of the factor, whose logarithm is uniform between them.
+      flip: probability of the mirror image.
+    """
+
+    def transform(rng: np.random.Generator, example: Example) -> Example:
+        factor = np.exp(rng.uniform(*np.log(scale)))
+        (rows, columns), (high, wide) = example["image"].shape[:2], (height / factor, width / factor)
+        top, left = (rng.uniform(*sorted((0.0, size - side))) for size, side in ((rows, high), (columns, wide)))
+        window = left, top, left + wide, top + high
+        return transforms.apply(example, through(window, rows, columns, (height, width), rng.random() < flip), FILL)
 
     return transform
 

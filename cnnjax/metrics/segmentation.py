@@ -41,39 +41,60 @@ def boundary(predicted: Array, labels: Array, classes: int, tolerance: float = T
       that are right.
     """
     chex.assert_equal_shape([predicted, labels])
-    height, width = labels.shape
-    radius = int(np.ceil(tolerance * np.hypot(height, width)))
+    radius = int(np.ceil(tolerance * np.hypot(*labels.shape)))
     labels = jnp.asarray(labels, jnp.int32)
     counted = (labels >= 0) & (labels < classes)
-    edges = {
-        "predicted": _edges(jnp.where(counted, predicted, -1), classes),
-        "true": _edges(jnp.where(counted, labels, -1), classes),
+    own = {"predicted": jnp.where(counted, predicted, -1), "true": jnp.where(counted, labels, -1)}
+    # Boundary pixels carry their class; all other pixels are of the class after the last, which is not counted.
+    edges = {name: jnp.where(_is_edge(x) & counted, x, classes) for name, x in own.items()}
+    near = {name: _near(_bits(x, classes), radius) for name, x in edges.items()}
+    right = {
+        "precise": jnp.where(_has_bit(near["true"], edges["predicted"]), edges["predicted"], classes),
+        "recalled": jnp.where(_has_bit(near["predicted"], edges["true"]), edges["true"], classes),
     }
-    near = {name: _near(edge, radius) for name, edge in edges.items()}
-    right = {"precise": edges["predicted"] & near["true"], "recalled": edges["true"] & near["predicted"]}
-    return {name: x.sum((0, 1), dtype=jnp.int32) for name, x in {**edges, **right}.items()}
+    counts = {name: jnp.bincount(x.ravel(), length=classes + 1)[:-1] for name, x in {**edges, **right}.items()}
+    return {name: x.astype(jnp.int32) for name, x in counts.items()}
 
 
-def _edges(labels: jax.Array, classes: int) -> jax.Array:
-    """Boundaries, bool [h, w, classes]; labels below 0 are no class."""
+def _is_edge(labels: jax.Array) -> jax.Array:
+    """Pixels of which one of the four neighbors has another label, bool [h, w]."""
     edge = jnp.zeros(labels.shape, bool)
     for axis in (0, 1):
         differ = jnp.diff(labels, axis=axis) != 0
         before, after = [(0, 0), (0, 0)], [(0, 0), (0, 0)]
         before[axis], after[axis] = (1, 0), (0, 1)
         edge |= jnp.pad(differ, before) | jnp.pad(differ, after)
-    return edge[..., None] & (labels[..., None] == jnp.arange(classes))
+    return edge
 
 
-def _near(mask: jax.Array, radius: int) -> jax.Array:
-    """Pixels within ``radius`` of one of the mask, bool [h, w, c]: rows of a disk, each a maximum over columns."""
-    padded = jnp.pad(mask, ((radius, radius), (radius, radius), (0, 0)))
-    height, width = mask.shape[:2]
-    found = jnp.zeros(mask.shape, bool)
+def _bits(labels: jax.Array, classes: int) -> jax.Array:
+    """Labels as bits, uint32 [h, w, ⌈classes / 32⌉], so that one operation serves 32 classes; none for ``classes``."""
+    words = jnp.arange(-(-classes // 32))
+    bit = jnp.uint32(1) << (labels % 32).astype(jnp.uint32)
+    return jnp.where((labels[..., None] // 32 == words) & (labels < classes)[..., None], bit[..., None], jnp.uint32(0))
+
+
+def _has_bit(bits: jax.Array, labels: jax.Array) -> jax.Array:
+    """True where the bit of a pixel's label is set, bool [h, w]."""
+    word = jnp.take_along_axis(bits, jnp.minimum(labels // 32, bits.shape[-1] - 1)[..., None], axis=-1)[..., 0]
+    return ((word >> (labels % 32).astype(jnp.uint32)) & 1) > 0
+
+
+def _near(bits: jax.Array, radius: int) -> jax.Array:
+    """Bits of all pixels within ``radius``: a disk, row by row."""
+    height, width = bits.shape[:2]
+    padded = jnp.pad(bits, ((radius, radius), (radius, radius), (0, 0)))
+
+    def moved(x: jax.Array, down: int, right: int) -> jax.Array:
+        return x[radius + down : radius + down + height, radius + right : radius + right + width]
+
+    rows = [bits]  # bits within 0, 1, … columns
+    for reach in range(1, radius + 1):
+        rows.append(rows[-1] | moved(padded, 0, reach) | moved(padded, 0, -reach))
+    found = jnp.zeros_like(bits)
     for down in range(-radius, radius + 1):
         reach = int(np.sqrt(radius**2 - down**2))
-        rows = padded[radius + down : radius + down + height, radius - reach : radius + reach + width]
-        found |= jax.lax.reduce_window(rows, False, jax.lax.bitwise_or, (1, 2 * reach + 1, 1), (1, 1, 1), "VALID")
+        found |= moved(jnp.pad(rows[reach], ((radius, radius), (radius, radius), (0, 0))), down, 0)
     return found
 
 

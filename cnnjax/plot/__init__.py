@@ -15,7 +15,7 @@ from PIL import Image
 
 from cnnjax import atomic
 from cnnjax.plot.charts import anchors, bars, bubbles, confusion, curves, lines, reliability
-from cnnjax.plot.images import feature_maps, filters, image_grid, mistakes, pictures
+from cnnjax.plot.images import feature_maps, filters, image_grid, mistakes, overlay, pictures, voc_colors
 
 __all__ = [
     "Figure",
@@ -29,10 +29,12 @@ __all__ = [
     "image_grid",
     "lines",
     "mistakes",
+    "overlay",
     "pictures",
     "reliability",
     "save",
     "save_animation",
+    "voc_colors",
 ]
 
 

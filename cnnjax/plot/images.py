@@ -7,16 +7,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
-from cnnjax.plot.figure import blank, literal, one_line, printable
-from cnnjax.types import Array, Picture
+from cnnjax.plot.figure import blank, legend, literal, one_line, printable
+from cnnjax.types import IGNORED, Array, Picture
 
 _MOST_BOXES_WITH_NAMES = 20  # with more, names hide the objects
 
 
 def pictures(pictures: Sequence[Picture], columns: int = 4, cell: float | None = None, suptitle: str = "") -> Figure:
-    """Images in rows of ``columns``, each under its title, with named and colored boxes on it.
+    """Images in rows of ``columns``, each under its title, with named and colored boxes or classes of pixels on it.
+
+    One legend below names the classes of pixels that occur, by the colors of Pascal VOC.
 
     Args:
         pictures: images of any sizes. ``names`` and ``colors`` may be empty: boxes without names, all of one color.
@@ -45,7 +47,38 @@ def pictures(pictures: Sequence[Picture], columns: int = 4, cell: float | None =
         _show(axis, picture.image)
         axis.set_title(printable(picture.title), fontsize=9, pad=3, **literal(picture.title))
         _draw_boxes(axis, picture)
+        if picture.segmentation is not None:
+            axis.imshow(overlay(picture.segmentation))
+    _add_legend(figure, pictures)
     return figure
+
+
+def voc_colors(count: int) -> np.ndarray:
+    """Colors of ``count`` classes, uint8 [count, 3]: bits 0, 3, 6 of a number are the highest of red, and so on.
+
+    Source: the development kit of Pascal VOC, whose masks have this palette.
+    """
+    number = np.arange(count)[:, None]
+    bits = [((number >> (3 * place + np.arange(3))) & 1) << (7 - place) for place in range(8)]
+    return np.sum(bits, axis=0).astype(np.uint8)
+
+
+def overlay(labels: Array, opacity: float = 0.6) -> np.ndarray:
+    """Colors of the classes of pixels, float [h, w, 4] in 0 … 1, clear where a label is ``IGNORED``."""
+    labels = np.asarray(labels)
+    colors = voc_colors(256)[np.minimum(labels, 255)] / 255
+    return np.concatenate([colors, np.where(labels == IGNORED, 0, opacity)[..., None]], axis=-1)
+
+
+def _add_legend(figure: Figure, pictures: Sequence[Picture]) -> None:
+    """Names of the classes of pixels that occur, below the pictures."""
+    names, found = next((each.legend for each in pictures if each.legend), ()), set[int]()
+    for each in pictures:
+        found |= set() if each.segmentation is None else set(np.unique(each.segmentation).tolist())
+    shown = [label for label in sorted(found) if label < len(names)]
+    if shown:
+        patches = {names[label]: Patch(color=voc_colors(256)[label] / 255) for label in shown}
+        legend(figure, patches, loc="outside lower center", ncols=min(len(patches), 6), fontsize=8)
 
 
 def image_grid(

@@ -34,6 +34,7 @@ from cnnjax.settings.fields import (
     noted,
 )
 from cnnjax.settings.networks import Base, Network
+from cnnjax.settings.segmentation import PixelLoss, SegmentationImages
 from cnnjax.settings.training import FineTuning, Loop, Optimization, Phase, used
 
 __all__ = [
@@ -55,12 +56,14 @@ __all__ = [
     "Optimization",
     "Output",
     "Phase",
+    "PixelLoss",
     "Pixels",
     "Positive",
     "PositiveInt",
     "Range",
     "Reading",
     "SSDHead",
+    "SegmentationImages",
     "Share",
     "YOLOHead",
     "change",

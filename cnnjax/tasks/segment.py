@@ -1,0 +1,123 @@
+"""Semantic segmentation: the class of every pixel, for any model of ``models.segmentation``.
+
+Batches have ``image`` (uint8 [n, h, w, 3]; float in training, as augmentation left it) and ``segmentation`` (uint8
+[n, h, w]), `types.IGNORED` where a pixel does not count, as on padding.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen
+
+from cnnjax import losses
+from cnnjax.metrics import segmentation
+from cnnjax.tasks import Prepare
+from cnnjax.types import IGNORED, Array, Batch, Example, Key, Picture, Prediction, PyTree, Rows, Sums, Task
+
+OBJECTS = None  # objects in each image: any number
+USUAL = 5  # classes that are named of an image
+
+
+def network(create: Callable[..., linen.Module], classes: Sequence[str], **fields: Any) -> linen.Module:
+    """Segmenter for ``classes``, made by ``create``; ``fields`` are more fields of it."""
+    return create(num_classes=len(classes), **fields)
+
+
+def task(
+    model: Any,
+    prepare: Prepare,
+    classes: Sequence[str],
+    *,
+    class_weights: Array | None = None,
+    focus: float = 0.0,
+    dice: float = 0.0,
+    boundaries: bool = True,
+) -> Task:
+    """Segmentation by ``model``, whose ``apply`` gives logits ``[n, h, w, classes]`` and endpoints.
+
+    The loss is the mean over the pixels of a batch, each weighted by its class; that of auxiliary logits is added with
+    ``model.aux_weights``.
+
+    Args:
+      class_weights: [classes], see `metrics.segmentation.median_frequency`; None: 1.
+      focus: γ of the focal loss; 0: cross-entropy.
+      dice: weight of the mean Dice loss of the images, which is added.
+      boundaries: count for the boundary F1 score in evaluation, which takes time.
+    """
+    cross_entropy = jax.vmap(partial(losses.pixel_cross_entropy, class_weights=class_weights, focus=focus))
+
+    def mean_loss(logits: Array, labels: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Loss of a batch, and the sums of which it is made."""
+        pixels = cross_entropy(logits, labels)
+        total, weight = pixels.total.sum(), pixels.weight.sum()
+        loss = total / jnp.maximum(weight, 1e-6)
+        return loss + dice * jax.vmap(losses.dice)(logits, labels).mean() if dice else loss, total, weight
+
+    def loss_fn(variables: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[PyTree, Sums]]:
+        state_names = [name for name in variables if name != "params"]
+        (logits, endpoints), state = model.apply(
+            variables, batch["image"], train=True, rngs={"dropout": key}, mutable=state_names
+        )
+        labels = batch["segmentation"]
+        loss, total, weight = mean_loss(logits, labels)
+        for name, share in model.aux_weights.items():
+            loss += share * mean_loss(endpoints[name], labels)[0]
+        counted = jnp.asarray(labels) != IGNORED
+        right = ((logits.argmax(-1) == labels) & counted).sum()
+        return loss, (state, {"loss": total, "weight": weight, "right": right, "count": counted.sum()})
+
+    def predict(variables: PyTree, images: Array) -> dict[str, Array]:
+        logits, _ = model.apply(variables, prepare(images), train=False)
+        return {
+            "segmentation": logits.argmax(-1).astype(jnp.uint8),
+            "confidence": jax.nn.softmax(logits).max(-1),
+        }
+
+    def eval_fn(variables: PyTree, batch: Batch) -> tuple[Sums, Rows]:
+        predicted = predict(variables, batch["image"])["segmentation"].astype(jnp.int32)
+        labels = jnp.where(batch["example_mask"][:, None, None] > 0, batch["segmentation"], IGNORED)
+        each = {"confusion": jax.vmap(partial(segmentation.confusion, classes=len(classes)))(predicted, labels)}
+        if boundaries:
+            each |= jax.vmap(partial(segmentation.boundary, classes=len(classes)))(predicted, labels)
+        rows = {"confusion": each["confusion"]}
+        return {name: x.sum(0) for name, x in each.items()}, rows
+
+    return Task(
+        loss_fn=loss_fn,
+        eval_fn=eval_fn,
+        figures=lambda sums, rows: figures(sums, classes),
+        predict=predict,
+        describe=lambda prediction, most: describe(prediction, classes, most or USUAL),
+        draw=lambda example, prediction: draw(example, prediction, classes),
+        best="miou",
+    )
+
+
+def figures(sums: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, float]:
+    """Mean ``loss`` and ``pixel_accuracy`` in training; in evaluation those of `metrics.segmentation.figures`."""
+    if "confusion" in sums:
+        return segmentation.figures(sums, classes)
+    loss = float(sums["loss"]) / max(float(sums["weight"]), 1e-6)
+    return {"loss": loss, "pixel_accuracy": float(sums["right"]) / max(float(sums["count"]), 1)}
+
+
+def describe(prediction: Prediction, classes: Sequence[str], most: int) -> dict[str, Any]:
+    """Largest classes of an image with their shares of its pixels."""
+    labels = np.asarray(prediction["segmentation"])
+    shares = np.bincount(labels.ravel(), minlength=len(classes)) / labels.size
+    order = np.argsort(-shares, kind="stable")[:most]
+    return {"classes": [{"name": classes[k], "share": round(float(shares[k]), 4)} for k in order if shares[k] > 0]}
+
+
+def draw(example: Example, prediction: Prediction, classes: Sequence[str]) -> Picture:
+    """Image under the predicted classes, with a legend; with its IoU where the example has the truth."""
+    labels = np.asarray(prediction["segmentation"])
+    title = ""
+    if "segmentation" in example:
+        matrix = np.asarray(segmentation.confusion(labels.astype(np.int32), example["segmentation"], len(classes)))
+        title = f"mean IoU {segmentation.figures({'confusion': matrix}, classes)['miou']:.0%}"
+    return Picture(example["image"], title, segmentation=labels, legend=tuple(classes))

@@ -125,7 +125,7 @@ def host_transform(framing: Framing, resize: Resize) -> transforms.Geometric:
       resize: crop: the publisher's, shorter side to ``framing.resize``, then the center; squeeze: all of the image, its
         proportions lost; square: the largest central square.
     """
-    return transforms.square(resize, framing.image_size, framing.resize, framing.resample)
+    return transforms.fitted(resize, framing.image_size, framing.resize, framing.resample)
 
 
 def features(

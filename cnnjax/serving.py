@@ -49,15 +49,22 @@ class Card:
     resize: int
     """Pixels of the shorter side before the center is cut out, with crop."""
     resample: preparation.Resample
+    size: tuple[int, int] | None = None
+    """Height and width in pixels where images are no squares of ``image_size``, with the fit pad."""
     origin: str | None = None
     """Run that training went on from, and what was taken of it."""
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the network's images."""
+        return (*(self.size or (self.image_size, self.image_size)), self.channels)
+
     def transform(self) -> transforms.Geometric:
-        """Transform of an example of any size to ``image_size`` square."""
-        return transforms.square(self.fit, self.image_size, self.resize, self.resample)
+        """Transform of an example of any size to ``shape``."""
+        return transforms.fitted(self.fit, self.size or self.image_size, self.resize, self.resample)
 
     def pixels(self, images: Sequence[str | Path | Array]) -> np.ndarray:
-        """Image files and arrays, of any size → uint8 [n, s, s, c], as training and predict.py prepare images.
+        """Image files and arrays, of any size → uint8 [n, *shape], as training and predict.py prepare images.
 
         Args:
           images: paths, or arrays [h, w] or [h, w, 1, 3 or 4 with alpha]: uint8, uint16 of 0 … 65535, or floats of
@@ -113,7 +120,7 @@ class Served(NamedTuple):
         return self.card.make_task(self.model)
 
     def predict(self, variables: PyTree, images: Array) -> dict[str, Array]:
-        """Prediction for uint8 [n, s, s, c]; pass ``self.variables``, so that a jit does not embed them.
+        """Prediction for uint8 [n, *card.shape]; pass ``self.variables``, so that a jit does not embed them.
 
         ``card.pixels`` makes such images of files, and of arrays of other sizes and types.
 
@@ -124,7 +131,7 @@ class Served(NamedTuple):
         Raises:
           UserError: images of another shape or type.
         """
-        expected = self.card.image_size, self.card.image_size, self.card.channels
+        expected = self.card.shape
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
             raise UserError(
                 f"images are expected as uint8 [n, {', '.join(map(str, expected))}], got {images.dtype} "
@@ -184,7 +191,7 @@ def of_darknet(cfg: Path, file: Path, names: Path) -> Served:
 def card(
     entry: pretrained.Entry,
     task: str,
-    fit: pretrained.Resize,
+    fit: preparation.Fit,
     classes: Sequence[str],
     head: Mapping[str, Any] | None = None,
 ) -> Card:
@@ -224,7 +231,8 @@ def load_card(folder: Path) -> Card:
     try:
         content = dict(json.loads(path.read_text()))
         head = {_RENAMED.get(name, name): value for name, value in content["head"].items()}
-        found = Card(**{**content, "head": head, "classes": tuple(content["classes"])})
+        size = tuple(content["size"]) if content.get("size") else None
+        found = Card(**{**content, "head": head, "classes": tuple(content["classes"]), "size": size})
         found.module()
     except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
@@ -240,8 +248,8 @@ def load(folder: Path) -> Served:
       UserError: the run has not ended, or its files are damaged.
     """
     known = load_card(folder)
-    model, shape = known.module(), (known.image_size, known.image_size, known.channels)
-    return Served(known, model, weights.load(folder / WEIGHTS, model, image_size=shape))
+    model = known.module()
+    return Served(known, model, weights.load(folder / WEIGHTS, model, image_size=known.shape))
 
 
 def load_variables(folder: Path, model: linen.Module, shape: tuple[int, int, int]) -> PyTree:
@@ -270,7 +278,7 @@ def base(folder: Path) -> pretrained.Network:
     if hasattr(model, "base"):
         return pretrained.Network(known, model.base, transfer.base_variables(load(folder).variables))
     headless = model.clone(num_classes=None)
-    variables = load_variables(folder, headless, (known.image_size, known.image_size, known.channels))
+    variables = load_variables(folder, headless, known.shape)
     return pretrained.Network(known, headless, variables)
 
 
@@ -289,13 +297,14 @@ def export(served: Served, path: Path, platforms: Sequence[str] = PLATFORMS) -> 
     """
     known = served.card
     batch = jax.export.symbolic_shape("n")
-    images = jax.ShapeDtypeStruct((*batch, known.image_size, known.image_size, known.channels), np.uint8)
+    images = jax.ShapeDtypeStruct((*batch, *known.shape), np.uint8)
     program = jax.jit(lambda images: served.predict(served.variables, images))
     exported = jax.export.export(program, platforms=tuple(platforms))(images)
     about = {
-        "takes": "images, RGB or grey: uint8 [n, image_size, image_size, channels]",
+        "takes": "images, RGB or grey: uint8 [n, height, width, channels], of image_size",
         "gives": {name: f"{x.dtype} {x.shape}" for name, x in _named(exported)},
-        **{name: getattr(known, name) for name in ("classes", "image_size", "channels", "fit", "resize", "resample")},
+        **{name: getattr(known, name) for name in ("classes", "channels", "fit", "resize", "resample")},
+        "image_size": known.size or known.image_size,
         "platforms": list(exported.platforms),
         "jax": jax.__version__,
         "calling_convention_version": exported.calling_convention_version,

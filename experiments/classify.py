@@ -88,8 +88,7 @@ def load_data(config: Config) -> catalog.Splits:
     """Splits of the data set, each image of the same shape; in memory where they fit."""
     texts = {part: getattr(config, f"{part}_split") for part in ("train", "valid", "test")}
     reading = config.reading
-    fractions = catalog.Fractions(reading.test_fraction, reading.valid_fraction)
-    splits = catalog.load(config.dataset, reading.data_dir, texts, config.channels, fractions)
+    splits = catalog.load(config.dataset, reading.data_dir, texts, config.channels, reading.fractions())
     transform = transforms.center_crop(config.image_size) if config.image_size else None
     return experiment.load(splits, config.reading, transform, smoke=config.output.smoke)
 

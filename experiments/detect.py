@@ -132,8 +132,7 @@ def build(config: Config) -> Experiment:
 def load_data(config: Config) -> splits.Splits:
     """Splits of the images with boxes, as their files have them."""
     reading = config.reading
-    fractions = splits.Fractions(reading.test_fraction, reading.valid_fraction)
-    found = catalog.load_boxes(config.dataset, reading.data_dir, fractions=fractions, split=config.split)
+    found = catalog.load_boxes(config.dataset, reading.data_dir, fractions=reading.fractions(), split=config.split)
     found = config.joint.splits(found)
     return experiment.load(found, reading, None, smoke=config.output.smoke, keep=tuple(found.given))
 

@@ -204,7 +204,7 @@ def main(config: Config) -> dict[str, Any]:
         return evaluate_boxes(config, card)
     names = [classify.named(each) for each in card.classes]
     data, bad = screening.usable(load_data(config, names, card.channels), experiment.checks())
-    blank = {"image": np.zeros((card.image_size, card.image_size, card.channels), np.uint8), "label": np.int32(0)}
+    blank = {"image": np.zeros(card.shape, np.uint8), "label": np.int32(0)}
     source = sources.Lenient(sources.Mapped(data, card.transform()), blank)  # images of no files may still be damaged
     served = config.network.load(random=config.output.smoke)
     with experiment.opened(config, {"images": len(source), "data": fingerprint.of_source(source)}) as run:

@@ -87,14 +87,13 @@ def compare(served: serving.Served, path: Path) -> float:
       UserError: the difference is larger than rounding explains.
     """
     card = served.card
-    shape = (3, card.image_size, card.image_size, card.channels)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3, *card.shape), np.uint8)
     found = jax.export.deserialize(bytearray(path.read_bytes())).call(images)
     expected = jax.jit(served.predict)(served.variables, images)
-    # Boxes are in pixels: as shares of the image they have the magnitude of probabilities. Of detections only scores
-    # are compared: rounding puts two that are equally sure in either order.
-    scale = {"boxes": card.image_size}
-    names = ("scores",) if "valid" in expected else tuple(expected)
+    # Boxes are in pixels: as shares of the image they have the magnitude of probabilities. Of detections and of pixels
+    # only how sure they are is compared: rounding decides between two that are equally sure.
+    scale, sure = {"boxes": max(card.shape)}, {"scores", "confidence"} & expected.keys()
+    names = sure if {"valid", "segmentation"} & expected.keys() else expected.keys()
     differences = {name: np.abs(np.asarray(found[name]) - np.asarray(expected[name])).max() for name in names}
     difference = max(float(x) / scale.get(name, 1) for name, x in differences.items())
     if not difference <= TOLERANCE:

@@ -90,8 +90,7 @@ class Experiment(NamedTuple):
 
 def load_data(config: Config, network: pretrained.Network) -> catalog.Splits:
     """Splits, in memory where they fit, images resized for the base unless they are cropped randomly."""
-    fractions = catalog.Fractions(config.reading.test_fraction, config.reading.valid_fraction, usual=0.1)
-    splits = catalog.load(config.dataset, config.reading.data_dir, fractions=fractions)
+    splits = catalog.load(config.dataset, config.reading.data_dir, fractions=config.reading.fractions(usual=0.1))
     transform = pretrained.host_transform(network.entry, config.resize)
     options = {"smoke": config.output.smoke, "keep": ("train",) if config.random_crop < 1 else ()}
     return experiment.load(splits, config.reading, transform, **options)

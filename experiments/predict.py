@@ -24,12 +24,13 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from cnnjax import atomic, cli, experiment, plot, report, serving, settings
 from cnnjax.data import sources
 from cnnjax.data.formats import frames, images
-from cnnjax.types import Batch, Picture, Prediction, PyTree, Rows, Sums, UserError
+from cnnjax.types import Array, Batch, Picture, Prediction, PyTree, Rows, Sums, UserError
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 def open_images(shown: Sequence[frames.Frame], card: serving.Card) -> sources.Lenient:
     """Images prepared for the network; one that cannot be read is black, and False in ``readable``."""
     files = frames.Frames(tuple(shown), card.channels)
-    blank = {"image": np.zeros((card.image_size, card.image_size, card.channels), np.uint8), "label": np.int32(0)}
+    blank = {"image": np.zeros(card.shape, np.uint8), "label": np.int32(0)}
     return sources.Lenient(sources.Mapped(files, card.transform()), blank)
 
 
@@ -104,6 +105,19 @@ def described(served: serving.Served, shown: frames.Frame, prediction: Predictio
         prediction = {**prediction, "boxes": boxes}
     frame = {} if shown.number is None else {"frame": shown.number}
     return {"file": str(shown.path), **frame, **served.task.describe(prediction, top)}
+
+
+def write_masks(
+    run: report.Run, served: serving.Served, shown: dict[str, frames.Frame], masks: Sequence[Array]
+) -> None:
+    """Writes the classes of each image's pixels, by the name of the file: PNG of its size, in Pascal VOC's colors."""
+    (run.dir / "masks").mkdir(exist_ok=True)
+    for (name, frame), mask in zip(shown.items(), masks, strict=True):
+        width, height = images.header_size(frame.path, frame.number or 0)
+        file = Image.fromarray(served.card.transform().restore_plane(np.asarray(mask), height, width)).convert("P")
+        file.putpalette(plot.voc_colors(256).tobytes())
+        with atomic.writing(run.dir / name) as opened:
+            file.save(opened, "PNG")
 
 
 def resolve(config: Config) -> Config:
@@ -132,7 +146,13 @@ def main(config: Config) -> dict[str, Any]:
         title = "random" if config.output.smoke else config.network.title
         content = {"weights": title, "images": entries, "unreadable": errors}
         summary = {"images": len(entries), "unreadable": len(errors)}
+        if "segmentation" in found:
+            names = [f"masks/{i:05d}-{shown[i].path.stem}.png" for i in predictions]
+            content["images"] = [{**entry, "mask": name} for entry, name in zip(entries, names, strict=True)]
         if run.writes:
+            if "segmentation" in found:
+                own = dict(zip(names, (shown[i] for i in predictions), strict=True))
+                write_masks(run, served, own, [each["segmentation"] for each in predictions.values()])
             atomic.write_json(run.dir / "predictions.json", content)
         run.finish(summary)
 

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 import tyro
 
-from cnnjax import cli, experiment, fit, models, plot, settings, train
-from cnnjax.data import pipeline, segmented, sources, splits, transforms
+from cnnjax import cli, experiment, fit, models, plot, pretrained, serving, settings, train
+from cnnjax.data import pipeline, segmented, sources, splits
 from cnnjax.metrics import segmentation
 from cnnjax.models.segmentation import fcn
 from cnnjax.tasks import segment, transfer
@@ -76,37 +76,37 @@ class Experiment(NamedTuple):
     """Everything that ``build`` derives from a Config."""
 
     splits: splits.Splits
+    card: serving.Card
     task: Task
     model: fcn.FCN
     plan: train.Plan
     variables: PyTree
-    size: tuple[int, int]
 
 
 def build(config: Config) -> Experiment:
     """Data, model, task, plan and initial weights."""
     network = config.base.network(random=config.output.smoke)
-    found, size = load_data(config)
+    files = segmented.load(config.dataset, config.classes, config.ignore, config.reading.fractions())
+    card = card_of(config, network.entry, files)
+    found = experiment.load(files, config.reading, card.transform(), smoke=config.output.smoke, keep=("train",))
     classes, per_epoch = found.train.classes, pipeline.steps_per_epoch(len(found.train), config.batch_size)
     network = config.base.tuned(network, per_epoch)
-    model = models.create("fcn8s_vgg16", base=network.model, num_classes=len(classes), skips=config.skips)
+    model = models.create(card.model, base=network.model, num_classes=len(classes), skips=config.skips)
     variables = transfer.variables(model, network.variables, jax.random.key(config.loop.seed))
-    variables = experiment.initial(config.loop, model, variables, (*size, 3))
+    variables = experiment.initial(config.loop, model, variables, card.shape)
     options = {"class_weights": config.loss.weights(found.train), "focus": config.loss.focus, "dice": config.loss.dice}
     task = segment.task(model, network.prepare, classes, **options)
     augment = experiment.augmentation(config.images.op(), network.prepare)
     plan = config.tuning.plan(task, network.model, config.phases, per_epoch, config.loop.seed, augment)
-    return Experiment(found, task, model, plan, variables, size)
+    return Experiment(found, card, task, model, plan, variables)
 
 
-def load_data(config: Config) -> tuple[splits.Splits, tuple[int, int]]:
-    """Splits, of which valid and test are padded to one size, and that size."""
-    reading = config.reading
-    fractions = splits.Fractions(reading.test_fraction, reading.valid_fraction)
-    found = segmented.load(config.dataset, config.classes, config.ignore, fractions)
-    size = config.size or segmented.largest(found.given.values())
-    pad = transforms.pad(*size)
-    return experiment.load(found, reading, pad, smoke=config.output.smoke, keep=("train",)), size
+def card_of(config: Config, entry: pretrained.Entry, files: splits.Splits) -> serving.Card:
+    """Card of the network: its images are padded to ``--size``, or to the largest of the data set."""
+    size = config.size or segmented.largest(files.given.values())
+    card = serving.card(entry, "segment", "pad", files.train.classes)
+    fields = {"base": (entry.model, dict(entry.fields)), "skips": config.skips}
+    return replace(card, model="fcn8s_vgg16", fields=fields, size=size)
 
 
 def main(config: Config) -> dict[str, float]:
@@ -116,7 +116,7 @@ def main(config: Config) -> dict[str, float]:
     built = build(config)
     train_split, valid, (last, test) = built.splits.train, built.splits.valid, built.splits.last
     loop = config.loop
-    batches = config.images.batches(config.reading, train_split, config.batch_size, loop.seed, built.size)
+    batches = config.images.batches(config.reading, train_split, config.batch_size, loop.seed, built.card.shape[:2])
     score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
     with experiment.opened(config, built.splits) as run:
         experiment.show_plan(built.plan, built.variables["params"], run)
@@ -127,7 +127,8 @@ def main(config: Config) -> dict[str, float]:
         variables, scores = experiment.kept(loop.keep, built.plan, built.variables, mesh, run, epoch)
         outcome = score(variables, test, last)
         summary = {**outcome.figures, **scores}
-        experiment.finish(run, summary, None, drawings(built, variables, test, outcome))
+        served = serving.Served(built.card, built.model, variables)
+        experiment.finish(run, summary, served, drawings(built, served, test, outcome))
         ious = {name: summary.get(f"{last}/iou/{name}") for name in test.classes}
         facts = {
             "photos": ", ".join(f"{part} {len(source)}" for part, source in built.splits.given.items()),
@@ -141,24 +142,17 @@ def main(config: Config) -> dict[str, float]:
 
 
 def drawings(
-    built: Experiment, variables: PyTree, test: sources.Source, outcome: experiment.Outcome
+    built: Experiment, served: serving.Served, test: sources.Source, outcome: experiment.Outcome
 ) -> experiment.Drawings:
     """Figures of the run by file name."""
-    predict, classes = jax.jit(built.task.predict), built.splits.train.classes
-
-    def pictures(places: np.ndarray) -> plot.Figure:
-        examples = [test[int(i)] for i in places]
-        found = jax.device_get(predict(variables, np.stack([example["image"] for example in examples])))
-        each = [{name: x[i] for name, x in found.items()} for i in range(len(examples))]
-        drawn = map(built.task.draw, examples, each)
-        return plot.pictures(list(drawn), columns=3)
+    classes = built.splits.train.classes
 
     def worst() -> plot.Figure:
         ious = [segmentation.figures({"confusion": each}, classes)["miou"] for each in outcome.rows["confusion"]]
-        return pictures(np.argsort(ious, kind="stable")[: experiment.PICTURED])
+        return experiment.examples(served, sources.Subset(test, np.argsort(ious, kind="stable")))
 
     return {
-        "segmentation.png": lambda: pictures(np.arange(min(experiment.PICTURED, len(test)))),
+        "segmentation.png": lambda: experiment.examples(served, test),
         "worst.png": worst,
         "confusion.png": lambda: plot.confusion(outcome.sums["confusion"], classes),
     }

@@ -3,16 +3,18 @@
 import json
 from typing import ClassVar
 
+import export
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import predict
 import pytest
 import segment as experiment
 from PIL import Image
 
-from cnnjax import models, plot, settings, sharding, train
-from cnnjax.data import pipeline, sources, transforms, views
+from cnnjax import models, plot, serving, settings, sharding, train
+from cnnjax.data import pipeline, preparation, sources, transforms, views
 from cnnjax.tasks import classify, segment
 from cnnjax.types import UserError
 
@@ -162,13 +164,58 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.exhaustive
-def test_a_run_leaves_its_figures_and_pictures_and_resumes(folder, tmp_path, few_pictures):
+def test_a_run_is_kept_predicts_masks_and_is_exported(folder, tmp_path, few_pictures, monkeypatch, capsys):
     fields = {"dataset": str(folder), "smoke": True, "balance": True, "phases": (settings.Phase("all", 2),)}
-    config = settings.change(experiment.Config(), **fields, run_dir=tmp_path / "run", checkpoint_every=1)
-    summary = experiment.main(config)
+    summary = experiment.main(settings.change(experiment.Config(), **fields, run_dir=tmp_path / "run"))
     assert {"test/miou", "test/iou/red", "test/boundary_f1", "valid/miou"} <= summary.keys()
     assert {"segmentation.png", "worst.png", "confusion.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    served = serving.load(tmp_path / "run")
+    assert served.card.shape == (64, 80, 3)
+
+    small, large = folder / "images" / "3.png", tmp_path / "large.png"
+    Image.open(small).resize((160, 128)).save(large)
+    fields = {"images": (str(small), str(large)), "run": tmp_path / "run", "run_dir": tmp_path / "predicted"}
+    predict.main(settings.change(predict.Config(), **fields))
+    entries = json.loads((tmp_path / "predicted" / "predictions.json").read_text())["images"]
+    found = jax.jit(served.predict)(served.variables, served.card.pixels([small, large]))
+    for entry, own, size in zip(entries, found["segmentation"], ((80, 64), (160, 128)), strict=True):
+        with Image.open(tmp_path / "predicted" / entry["mask"]) as mask:
+            assert (mask.mode, mask.size) == ("P", size)
+            step = size[0] // 80
+            np.testing.assert_array_equal(np.asarray(mask)[::step, ::step], own)
+        assert sum(each["share"] for each in entry["classes"]) == pytest.approx(1, abs=1e-3)
+
+    fields = {"run": tmp_path / "run", "platforms": ("cpu",), "run_dir": tmp_path / "export"}
+    assert export.main(settings.change(export.Config(), **fields))["largest_difference"] < 1e-4
+    capsys.readouterr()
+    assert preparation.main(tmp_path / "export" / "network.stablehlo", [str(small)]) == 0
+    shares = json.loads(capsys.readouterr().out.splitlines()[-1])["shares"]
+    assert shares == {each["name"]: each["share"] for each in entries[0]["classes"]}
+
+
+@pytest.mark.exhaustive
+def test_a_run_that_is_broken_off_ends_bit_for_bit_the_same(folder, tmp_path, few_pictures, monkeypatch):
+    fields = {"dataset": str(folder), "smoke": True, "phases": (settings.Phase("all", 2),), "checkpoint_every": 1}
+    unbroken = experiment.main(settings.change(experiment.Config(), **fields, run_dir=tmp_path / "unbroken"))
+    read = settings.SegmentationImages.batches
+
+    def breaking(self, *args):
+        def from_step(start):
+            for step, batch in enumerate(read(self, *args)(start), start):
+                if step == 2:
+                    raise RuntimeError("cut")
+                yield batch
+
+        return from_step
+
+    config = settings.change(experiment.Config(), **fields, run_dir=tmp_path / "broken")
+    with monkeypatch.context() as patch:
+        patch.setattr(settings.SegmentationImages, "batches", breaking)
+        with pytest.raises(RuntimeError, match="cut"):
+            experiment.main(config)
+    assert experiment.main(config) == unbroken
+    models_of = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("unbroken", "broken")]
+    assert models_of[0] == models_of[1]
 
 
 @pytest.mark.parametrize(

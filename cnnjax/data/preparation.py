@@ -233,7 +233,7 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
 
 # ---- geometry ----
 
-Fit = Literal["crop", "squeeze", "square", "center"]
+Fit = Literal["crop", "squeeze", "square", "center", "pad"]
 Resample = Literal["bilinear", "bicubic", "linear"]
 MOST_RATIO = 64  # of the sides of what is resized with crop and center
 Window = tuple[float, float, float, float]  # left, top, right, bottom in pixels
@@ -256,13 +256,23 @@ class Geometry(NamedTuple):
         return scale, np.array([self.corner[1], self.corner[0]]) - np.array([left, top]) * scale
 
 
-def geometry(fit: Fit, size: int, resize: int, resample: Resample, height: int, width: int) -> Geometry:
-    """Geometry that makes an image of ``height`` × ``width`` a square of ``size``.
+def geometry(
+    fit: Fit, size: int | tuple[int, int], resize: int, resample: Resample, height: int, width: int
+) -> Geometry:
+    """Geometry that makes an image of ``height`` × ``width`` a square of ``size``, with pad a (height, width).
 
     Args:
       fit: squeeze: all of the image, its proportions lost; square: the largest central square; crop: the shorter side
-        to ``resize``, then the center, as torchvision's Resize and CenterCrop; center: to ``size``, then the center.
+        to ``resize``, then the center, as torchvision's Resize and CenterCrop; center: to ``size``, then the center;
+        pad: all of the image, smaller only if it does not fit, with what is missing below and to the right.
     """
+    if fit == "pad":
+        rows, columns = _sides(size)
+        factor = min(1.0, rows / height, columns / width)
+        inside = max(1, round(height * factor)), max(1, round(width * factor))
+        return Geometry(inside, (rows, columns), resample=resample)
+    if not isinstance(size, int):
+        raise ValueError(f"{fit} makes squares, of one size, not {size}")
     short, output = min(height, width), (size, size)
     if fit == "squeeze":
         return Geometry(output, output, resample=resample)
@@ -282,6 +292,11 @@ def geometry(fit: Fit, size: int, resize: int, resample: Resample, height: int, 
     rows, columns = max(size, round(rows * factor)), max(size, round(columns * factor))
     corner = -((rows - size) // 2), -((columns - size) // 2)
     return Geometry((rows, columns), output, corner, window, resample=resample)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size, which is a number for squares."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def moved(image: np.ndarray, geometry: Geometry, fill: int = 128) -> np.ndarray:
@@ -324,7 +339,7 @@ SHOWN_SCORE = 0.3  # of detections that are described and drawn
 
 
 def prepare(image: Path | bytes | np.ndarray, about: dict[str, Any]) -> np.ndarray:
-    """Image for a network: uint8 [s, s, c].
+    """Image for a network: uint8 [s, s, c], or [h, w, c] where ``image_size`` is (h, w).
 
     Args:
       image: path or bytes of an image file, or an array [h, w], [h, w, 1], [h, w, 3] or, with alpha, [h, w, 4]:
@@ -352,6 +367,9 @@ def from_array(values: np.ndarray, channels: int) -> np.ndarray:
 
 def _described(said: dict[str, np.ndarray], about: dict[str, Any]) -> dict[str, Any]:
     """Output of a network for one image, for JSON; boxes are xyxy as shares of the sides of what `prepare` gives."""
+    if "segmentation" in said:
+        shares = np.bincount(said["segmentation"].ravel(), minlength=len(about["classes"])) / said["segmentation"].size
+        return {"shares": {name: round(float(x), 4) for name, x in zip(about["classes"], shares, strict=True) if x}}
     boxes = (np.float64(said.get("boxes", 0)) / about["image_size"]).round(4).tolist()
     if "valid" in said:
         found = [place for place, score in enumerate(said["scores"]) if said["valid"][place] and score >= SHOWN_SCORE]

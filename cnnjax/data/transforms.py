@@ -98,22 +98,36 @@ class Geometric:
         boxes = _mirrored(boxes, geometry.shape[1]) if geometry.flip else boxes
         return ((boxes - offset) / scale).clip(0, [width, height] * 2).astype(np.float32)
 
+    def restore_plane(self, plane: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Plane [h, w] of the output, such as classes of pixels → [height, width] of the source, by the nearest pixel.
 
-def square(fit: Fit, size: int, resize: int, resample: Resample = "bilinear") -> Geometric:
-    """Makes the image a square of ``size`` pixels, see `preparation.geometry`.
+        What the output does not show takes the pixel at its border.
+        """
+        geometry = self.geometry(height, width)
+        plane = plane[:, ::-1] if geometry.flip else plane
+        scale, offset = geometry.coordinates(height, width)
+        x, y = (
+            np.floor((np.arange(size) + 0.5) * factor + first).astype(int)
+            for size, factor, first in zip((width, height), scale, offset, strict=True)
+        )
+        return plane[y.clip(0, plane.shape[0] - 1)[:, None], x.clip(0, plane.shape[1] - 1)]
+
+
+def fitted(fit: Fit, size: int | tuple[int, int], resize: int, resample: Resample = "bilinear") -> Geometric:
+    """Makes the image a square of ``size`` pixels, or with pad of ``size`` (height, width); see `preparation.geometry`.
 
     Raises:
       UserError: with crop, ``size`` is larger than ``resize``.
     """
-    if fit == "crop" and size > resize:
+    if fit == "crop" and isinstance(size, int) and size > resize:
         raise UserError(f"no square of {size} pixels can be cut where the shorter side has {resize}")
     geometry = partial(preparation.geometry, fit, size, resize, resample)
-    return Geometric(geometry, min_visible=0.0 if fit == "squeeze" else MIN_VISIBLE)
+    return Geometric(geometry, min_visible=0.0 if fit in ("squeeze", "pad") else MIN_VISIBLE)
 
 
 def squeeze(size: int, resample: Resample = "bilinear") -> Geometric:
     """Resizes the whole image to ``size`` × ``size``; its proportions are lost (the chapter's way)."""
-    return square("squeeze", size, size, resample)
+    return fitted("squeeze", size, size, resample)
 
 
 def resize_and_crop(resize: int, size: int, resample: Resample = "bilinear") -> Geometric:
@@ -122,17 +136,17 @@ def resize_and_crop(resize: int, size: int, resample: Resample = "bilinear") -> 
     Raises:
       UserError: ``size`` is larger than ``resize``.
     """
-    return square("crop", size, resize, resample)
+    return fitted("crop", size, resize, resample)
 
 
 def crop_and_resize(size: int, resample: Resample = "bilinear") -> Geometric:
     """Resizes the largest central square to ``size`` × ``size``: Keras' ``load_img(keep_aspect_ratio=True)``."""
-    return square("square", size, size, resample)
+    return fitted("square", size, size, resample)
 
 
 def center_crop(size: int) -> Geometric:
     """Resizes the shorter side to ``size`` (bilinear, proportions kept), then cuts the central square."""
-    return square("center", size, size)
+    return fitted("center", size, size)
 
 
 def letterbox(size: int, fill: int = 128) -> Geometric:

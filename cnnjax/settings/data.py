@@ -11,6 +11,7 @@ import numpy as np
 
 from cnnjax.data import augment, mixing, pipeline
 from cnnjax.data.sources import Source
+from cnnjax.data.splits import FRACTION, Fractions
 from cnnjax.settings.fields import MAY_DIFFER, Bytes, Fraction, NonNegative, NonNegativeInt, Threads, Workers
 from cnnjax.types import Batch, Key
 
@@ -37,6 +38,10 @@ class Reading:
     evaluated at the end. None: 0 where a validation split is given, else 0.15, of flowers.py 0.1, localize.py 0.2."""
     valid_fraction: Fraction | None = None
     """Share of the others to cut off for validation where there is no such split. None: 0.15."""
+
+    def fractions(self, usual: float = FRACTION) -> Fractions:
+        """Shares to cut off where splits are missing; ``usual`` is that for testing which is cut unasked."""
+        return Fractions(self.test_fraction, self.valid_fraction, usual)
 
     def batches(
         self,

@@ -46,9 +46,9 @@ def test_entries():
             assert 40 < entry.top1 < entry.top5 < 100
             assert sorted(labels.class_names(entry.class_order)) == sorted(labels.class_names("imagenet"))
         else:
-            assert 20 < (entry.ap or entry.ap50) < 100
+            assert 20 < (entry.ap or entry.ap50 or entry.miou) < 100
             assert (entry.top1, entry.top5) == (None, None)
-        assert entry.image_size < entry.resize or entry.preprocess in ("unit", "ssd")
+        assert entry.image_size < entry.resize or entry.preprocess == "unit" or entry.task != "classify"
         assert tag.startswith(entry.model.removesuffix("_v1").removesuffix("_bn").removesuffix("_torchvision"))
         assert download.by_file_name(entry.file) is entry
     assert download.by_file_name("model.safetensors") is None
@@ -61,7 +61,7 @@ def test_models():
         assert (model.num_classes, model.dtype) == (entry.classes, np.float16)
         if entry.task == "classify":
             assert create(entry, num_classes=None).num_classes is None
-        if "mobilenet" not in tag and tag != "seresnet50.timm_a3" and not tag.startswith("darknet"):
+        if entry.task != "segment" and not tag.startswith(("darknet", "mobilenet", "seresnet50.timm_a3")):
             assert model.image_shape == (entry.image_size, entry.image_size, 3)
 
 
@@ -185,6 +185,9 @@ def test_cards_of_detectors_and_of_darknets_classifiers():
     card = serving.published_card(ENTRIES["ssd300_vgg16.torchvision"])
     assert (card.fit, card.image_size, len(card.classes), card.classes[89]) == ("squeeze", 300, 90, "toothbrush")
     assert serving.published_card(ENTRIES["yolov2_voc.darknet"]).classes[11] == "dog"
+    card = serving.published_card(ENTRIES["deeplabv3_resnet50.torchvision"])
+    assert (card.task, card.shape, card.classes[12]) == ("segment", (520, 520, 3), "dog")
+    assert card.module().aux
     card = serving.published_card(ENTRIES["darknet53.darknet"])
     assert (card.task, card.fit, card.resize, card.image_size) == ("classify", "crop", 256, 256)
     assert card.classes[:2] == ("n02119789 kit_fox", "n02100735 English_setter")

@@ -71,6 +71,18 @@ def test_ssd300_of_torchvision(torchvision):
     np.testing.assert_allclose(weights.preprocess(pixels, entry.preprocess), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("tag", [tag for tag, entry in ENTRIES.items() if entry.task == "segment"])
+def test_segmenters_of_torchvision(torchvision, tag):
+    entry = ENTRIES[tag]
+    (theirs,) = (kind for kind in torchvision.models.get_model_weights(entry.model) if kind.url == entry.url)
+    assert entry.file == f"{entry.model}_coco-{entry.sha256}.pth" == theirs.url.rpartition("/")[2]
+    assert theirs.meta["_metrics"]["COCO-val2017-VOC-labels"]["miou"] == entry.miou
+    assert tuple(theirs.meta["categories"][1:]) == labels.class_names("voc_background")[1:]
+    assert theirs.transforms().resize_size == [entry.resize]
+    assert (tuple(theirs.transforms().mean), tuple(theirs.transforms().std)) == (MEAN, STD)
+    assert parameters(entry) == theirs.meta["num_params"]
+
+
 def test_names_of_voc(torchvision):
     assert labels.class_names("voc") == tuple(torchvision.models._meta._VOC_CATEGORIES[1:])
 

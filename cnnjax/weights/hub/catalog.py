@@ -43,7 +43,9 @@ class Published:
     """COCO's average precision of a detector over IoU 0.50 … 0.95, percent, where it is stated."""
     ap50: float | None = None
     """Its average precision at IoU 0.5, of COCO or, with VOC's classes, VOC 2007, percent, where it is stated."""
-    task: Literal["classify", "detect"] = "classify"
+    miou: float | None = None
+    """Mean IoU of a segmenter on the photos of COCO's val2017 that show VOC's classes, percent."""
+    task: Literal["classify", "detect", "segment"] = "classify"
     """Name of a module of ``cnnjax.tasks``."""
     class_order: ClassOrder = "imagenet"
     """Names of the classes in the order of the network, see ``labels.class_names``."""
@@ -222,6 +224,31 @@ def _torchvision_files() -> Iterator[Published]:
         task="detect",
         class_order="coco_ids",
     )
+    for model, file, miou in _TORCHVISION_SEGMENTERS:
+        # torchvision makes the shorter side 520 pixels and keeps proportions; ours takes squares.
+        yield Published(
+            tag=f"{model}.torchvision",
+            model=model,
+            url=f"https://download.pytorch.org/models/{file}",
+            file=file,
+            source="torchvision's weights enums",
+            image_size=520,
+            resize=520,
+            resample="bilinear",
+            preprocess="torch",
+            miou=miou,
+            sha256=re.fullmatch(r".*-([0-9a-f]{8})\.pth", file)[1],  # type: ignore[index]
+            task="segment",
+            class_order="voc_background",
+        )
+
+
+_TORCHVISION_SEGMENTERS: tuple[tuple[str, str, float], ...] = (
+    ("fcn_resnet50", "fcn_resnet50_coco-1167a1af.pth", 60.5),
+    ("fcn_resnet101", "fcn_resnet101_coco-7ecb50ca.pth", 63.7),
+    ("deeplabv3_resnet50", "deeplabv3_resnet50_coco-cd0a2569.pth", 66.4),
+    ("deeplabv3_resnet101", "deeplabv3_resnet101_coco-586e9e4e.pth", 67.4),
+)
 
 
 # Tag; timm's name; image size; pixels of the shorter side; top-1; top-5.

@@ -35,9 +35,10 @@ def imagenet_index() -> dict[str, int]:
     return {wnid: index for index, (wnid, _) in enumerate(imagenet_classes())}
 
 
-ClassOrder = Literal["imagenet", "imagenet_devkit", "coco", "coco_ids", "voc"]
+ClassOrder = Literal["imagenet", "imagenet_devkit", "coco", "coco_ids", "voc", "voc_background"]
 """imagenet: by WordNet id; imagenet_devkit: as in ImageNet's development kit, which Darknet took; coco: 80 classes;
-coco_ids: categories 1 … 90, of which 10 have no objects (torchvision); voc: 20 classes by name."""
+coco_ids: categories 1 … 90, of which 10 have no objects (torchvision); voc: 20 classes by name, with voc_background
+after the background."""
 
 _COCO = (
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, N/A, stop sign, "
@@ -57,8 +58,8 @@ _VOC = (
 @functools.cache
 def class_names(order: ClassOrder) -> tuple[str, ...]:
     """Names of the classes in the order of a network's outputs; ImageNet's have their WordNet ids before them."""
-    if order == "voc":
-        return tuple(_VOC.split(", "))
+    if order in ("voc", "voc_background"):
+        return (*(("background",) if order == "voc_background" else ()), *_VOC.split(", "))
     if order in ("coco", "coco_ids"):
         return tuple(name for name in _COCO.split(", ") if order == "coco_ids" or name != "N/A")
     names = [f"{wnid} {name}" for wnid, name in imagenet_classes()]

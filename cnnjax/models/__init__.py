@@ -1,7 +1,7 @@
 """The models: one architecture family per file, each with a table ``VARIANTS`` of named models.
 
-Classifiers lie here, detectors in ``detection``, segmenters in ``segmentation``. To add a family, add a file with a
-table; no other file changes. A variant is a Flax module class, or a ``functools.partial`` of one, that needs no
+Classifiers lie here, others in ``detection``, ``segmentation`` and ``super_resolution``. To add a family, add a file
+with a table; no other file changes. A variant is a Flax module class, or a ``functools.partial`` of one, that needs no
 argument; its ``num_classes`` is the paper's by default. In a classifier None builds no head; every classifier is a
 ``types.Backbone``: it has ``image_shape``, ``aux_weights`` and ``strides``. By its field ``window``
 ``nn.to_fully_convolutional`` slides it over larger images.
@@ -20,7 +20,7 @@ import numpy as np
 
 from cnnjax.types import UserError
 
-KINDS = ("classification", "detection", "segmentation")
+KINDS = ("classification", "detection", "segmentation", "super_resolution")
 
 
 @functools.cache
@@ -37,7 +37,10 @@ def _variants(kind: str) -> dict[str, Callable[..., linen.Module]]:
     return found
 
 
-def names(kind: Literal["classification", "detection", "segmentation"] = "classification") -> list[str]:
+Kind = Literal["classification", "detection", "segmentation", "super_resolution"]
+
+
+def names(kind: Kind = "classification") -> list[str]:
     """Names of all variants of a kind, sorted.
 
     Raises:

@@ -50,7 +50,13 @@ def test_bilinear_window_by_hand():
 
 @pytest.mark.parametrize(
     ("window", "strides", "padding"),
-    [((4, 4), (2, 2), 1), ((3, 5), (2, 3), "SAME"), ((2, 3), (3, 2), "VALID"), ((5, 4), (1, 2), ((2, 1), (0, 3)))],
+    [
+        ((4, 4), (2, 2), 1),
+        ((6, 4), (3, 4), "SAME"),
+        ((3, 5), (2, 3), "SAME"),
+        ((2, 3), (3, 2), "VALID"),
+        ((5, 4), (1, 2), ((2, 1), (0, 3))),
+    ],
 )
 def test_transposed_convolution_is_the_adjoint(window, strides, padding):
     """⟨conv(a, k), x⟩ = ⟨a, conv_transpose(x, k)⟩ for all a: the transposed form is the gradient by the input."""

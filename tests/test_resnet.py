@@ -71,7 +71,7 @@ def test_where_the_stride_is(first):
     """The first 1×1 convolution with stride 2 reads every fourth pixel, the 3×3 reads all."""
     conv_norm = functools.partial(nn.ConvNorm, dtype=None)
     rest = {"zero_init": False, "reduction": None, "conv_norm": conv_norm}
-    unit = resnet.Unit(8, strides=2, dilation=1, bottleneck=True, stride_first=first, **rest)
+    unit = resnet.Unit(8, strides=2, bottleneck=True, stride_first=first, **rest)
     x = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)
     variables = unit.init(promises.KEYS, x, False)
     read = jax.grad(lambda x: jnp.square(unit.apply(variables, x, False)).sum())(x).any((0, 3))

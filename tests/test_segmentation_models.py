@@ -29,7 +29,12 @@ def shapes(model, size, train=False):
     return variables, jax.eval_shape(found, variables, images)
 
 
-@pytest.mark.parametrize("name", models.names("segmentation"))
+DEEP = [pytest.mark.exhaustive]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=DEEP if "101" in name else []) for name in models.names("segmentation")]
+)
 def test_every_network_gives_logits_of_the_size_of_the_images(name):
     model = models.create(name, num_classes=5)
     for size in ((64, 96), (61, 77)):
@@ -76,6 +81,7 @@ def test_fcn_stands_on_any_base(base):
     assert {"score32", "score16", "score8"} <= endpoints.keys()
 
 
+@pytest.mark.exhaustive
 def test_fcn_adds_up_scores_that_start_as_interpolation():
     model = models.create("fcn8s_vgg16", base=SMALL, num_classes=4)
     images = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32)

@@ -53,22 +53,22 @@ class Unit(linen.Module):
     Attributes:
       features: of the 3×3 convolutions.
       strides: of the first convolution of the branch, in a bottleneck of the 3×3 unless ``stride_first``.
-      dilation: of the 3×3 convolutions.
       bottleneck: three convolutions.
       stride_first: a bottleneck has its strides in the first 1×1.
       zero_init: the scale of the branch's last BatchNorm starts at zero.
       reduction: of squeeze-and-excitation at the end of the branch; None: no squeeze-and-excitation.
       conv_norm: makes the layers.
+      dilation: of the 3×3 convolutions.
     """
 
     features: int
     strides: int
-    dilation: int
     bottleneck: bool
     stride_first: bool
     zero_init: bool
     reduction: int | None
     conv_norm: Any
+    dilation: int = 1
 
     @linen.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -92,18 +92,19 @@ class Unit(linen.Module):
 
 
 class Stage(linen.Module):
-    """``blocks`` units, the first with ``strides``; ``unit`` makes them."""
+    """``blocks`` units, the first with ``strides``; ``unit`` makes them, which need no ``dilation`` where it is 1."""
 
     blocks: int
     strides: int
-    dilations: Dilations
     unit: Any
+    dilations: Dilations = Dilations()
 
     @linen.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i in range(self.blocks):
             strides, dilation = (1, self.dilations.others) if i else (self.strides, self.dilations.first)
-            x = self.unit(strides=strides, dilation=dilation, name=f"block{i + 1}")(x, train)
+            spread = {} if dilation == 1 else {"dilation": dilation}
+            x = self.unit(strides=strides, **spread, name=f"block{i + 1}")(x, train)
         return x
 
 
@@ -185,7 +186,7 @@ class ResNet(linen.Module):
             before, wanted = 4 * 2 ** max(i - 1, 0), 4 * 2**i  # strides of an undilated network
             dilations = Dilations(max(1, before // self.output_stride), max(1, wanted // self.output_stride))
             strides = self.strides[name] // self.strides[f"stage{i}"] if i else 1
-            layer = stage(blocks, strides, dilations, functools.partial(unit, features), name=name)
+            layer = stage(blocks, strides, functools.partial(unit, features), dilations, name=name)
             x = endpoints[name] = layer(x, train)
         x = endpoints["pooled"] = nn.global_avg_pool(x, self.window)
         if self.num_classes is None:

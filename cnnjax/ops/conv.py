@@ -174,7 +174,7 @@ def conv_transpose(x: Array, kernel: Array, *, strides: Ints = 1, padding: Paddi
     steps = per_dim(strides, dims, "strides")
     window = kernel.shape[:-2]
     dtype = jnp.result_type(x, kernel)
-    if dims == 2 and max(steps) > 1:
+    if dims == 2 and max(steps) > 1 and not any(k % s for k, s in zip(window, steps, strict=True)):
         return _transposed_by_phases(jnp.asarray(x, dtype), jnp.asarray(kernel, dtype), steps, padding)
     flipped = jnp.flip(jnp.asarray(kernel, dtype), range(dims))
     return lax.conv_general_dilated(
@@ -191,14 +191,13 @@ def _transposed_by_phases(x: JaxArray, kernel: JaxArray, strides: tuple[int, ...
     """Transposed convolution as one convolution that computes all pixels of a stride, so that no zero is multiplied.
 
     Output ``q = j · s + p`` is ``Σ_t x[j − t] · kernel[p + t · s]``: with the taps t of all phases p as features, a
-    window of ⌈k / s⌉ pixels gives the s outputs of a cell.
+    window of k / s pixels gives the s outputs of a cell. The kernel's k are multiples of s.
     """
     sizes, window = x.shape[1:3], kernel.shape[:2]
     features, channels = kernel.shape[2:]
-    taps = [-(-k // s) for k, s in zip(window, strides, strict=True)]
-    missing = [(0, t * s - k) for t, s, k in zip(taps, strides, window, strict=True)]
+    taps = [k // s for k, s in zip(window, strides, strict=True)]
     (rows, columns), (high, wide) = taps, strides
-    kernel = jnp.pad(kernel, (*missing, (0, 0), (0, 0))).reshape(rows, high, columns, wide, features, channels)
+    kernel = kernel.reshape(rows, high, columns, wide, features, channels)
     kernel = jnp.flip(kernel, (0, 2)).transpose(0, 2, 5, 1, 3, 4).reshape(rows, columns, channels, -1)
     cells = conv(x, kernel, padding=[(t - 1, t - 1) for t in taps])
     n, height, width = cells.shape[:3]

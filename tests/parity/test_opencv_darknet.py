@@ -44,7 +44,10 @@ def test_yolo_equals_opencv_with_random_weights(name, tmp_path):
     model = models.create(name)
     shape = (1, size, size, 3)
     variables = randomized(jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape)))
-    cfg, path = tmp_path / f"{name}.cfg", tmp_path / f"{name}.weights"
+    cfg, path = (
+        tmp_path / f"{name}.cfg",
+        tmp_path / f"random_{name}.weights",
+    )  # a published name would want the published file
     cfg.write_text(CFG[name](size))
     write_weights(path, model, variables)
     images = np.random.default_rng(0).random(shape, np.float32)

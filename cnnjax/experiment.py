@@ -236,6 +236,28 @@ def rows(eval_fn: Callable, variables: PyTree, source: sources.Source, batch_siz
     return train.evaluate(step, sharding.place(variables, devices), batches, devices)[1]
 
 
+def trained(
+    plan: train.Plan,
+    initial: PyTree,
+    batches: settings.Batches,
+    valid: sources.Source,
+    score: Scorer,
+    mesh: Mesh,
+    run: report.Run,
+    loop: settings.Loop,
+    batch_size: int,
+) -> tuple[PyTree, dict[str, float]]:
+    """Trains by ``plan`` and evaluates ``valid`` after each epoch; returns variables and scores as ``kept``.
+
+    Args:
+      initial: as for ``fit.epochs``.
+      batches: step → batches from there on.
+    """
+    for epoch in fit.epochs(plan, initial, batches, mesh, run, loop.fit_settings(batch_size)):
+        epoch.report(score(epoch.variables, valid, "valid").figures, best=f"valid/{plan.task.best}")
+    return kept(loop.keep, plan, initial, mesh, run, epoch)
+
+
 def kept(
     keep: Literal["best", "last"], plan: train.Plan, initial: PyTree, mesh: Mesh, run: report.Run, last: fit.Epoch
 ) -> tuple[PyTree, dict[str, float]]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import tyro
 
-from cnnjax import cli, experiment, fit, losses, models, serving, settings, train
+from cnnjax import cli, experiment, losses, models, serving, settings, train
 from cnnjax.data import catalog, pipeline, transforms
 from cnnjax.metrics import classification
 from cnnjax.tasks import classify
@@ -147,11 +147,9 @@ def main(config: Config) -> dict[str, float]:
     score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
     with experiment.opened(config, built.splits) as run:
         started = time.perf_counter()
-        options = config.loop.fit_settings(config.batch_size)
-        for epoch in fit.epochs(built.plan, built.variables, batches, mesh, run, options):
-            scores = score(epoch.variables, valid, "valid").figures
-            epoch.report(scores, best=f"valid/{built.task.best}")
-        variables, scores = experiment.kept(config.loop.keep, built.plan, built.variables, mesh, run, epoch)
+        variables, scores = experiment.trained(
+            built.plan, built.variables, batches, valid, score, mesh, run, config.loop, config.batch_size
+        )
         seconds = time.perf_counter() - started
         figures, sums, rows = score(variables, test, last)
         summary = {**figures, **scores}

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import tyro
 
-from cnnjax import cli, experiment, fit, models, plot, report, serving, settings, train
+from cnnjax import cli, experiment, models, plot, report, serving, settings, train
 from cnnjax.data import catalog, joint, pipeline, sources, splits, targets, transforms
 from cnnjax.data.sources import Source
 from cnnjax.metrics import detection
@@ -171,16 +171,15 @@ def main(config: Config) -> dict[str, float]:
     mesh = experiment.mesh(config.batch_size, tune_malloc=config.loop.tune_malloc)
     built = build(config)
     train_split, valid, (last, test) = built.splits.train, built.splits.valid, built.splits.last
-    loop = config.loop
-    batches = config.images.batches(config.reading, train_split, config.batch_size, loop.seed, config.size, "squeeze")
+    batches = config.images.batches(
+        config.reading, train_split, config.batch_size, config.loop.seed, config.size, "squeeze"
+    )
     score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
     with experiment.opened(config, built.splits) as run:
         experiment.show_plan(built.plan, built.variables["params"], run)
-        options = loop.fit_settings(config.batch_size)
-        for epoch in fit.epochs(built.plan, built.variables, batches, mesh, run, options):
-            scores = score(epoch.variables, valid, "valid").figures
-            epoch.report(scores, best=f"valid/{built.task.best}")
-        variables, scores = experiment.kept(loop.keep, built.plan, built.variables, mesh, run, epoch)
+        variables, scores = experiment.trained(
+            built.plan, built.variables, batches, valid, score, mesh, run, config.loop, config.batch_size
+        )
         rows = score(variables, test, last).rows
         truths, predictions = on_files(built, built.files.last[1], rows)
         figures = {**detect.precision(truths, predictions, test.classes), **detection.coco_map(truths, predictions)}

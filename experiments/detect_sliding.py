@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import tyro
 
-from cnnjax import cli, experiment, fit, models, nn, plot, serving, settings, train
+from cnnjax import cli, experiment, models, nn, plot, serving, settings, train
 from cnnjax.data import canvases, catalog, crops, pipeline
 from cnnjax.ops.sliding import Windows
 from cnnjax.tasks import detect, slide
@@ -181,11 +181,9 @@ def main(config: Config) -> dict[str, float]:
     score = experiment.scorer(built.task, mesh, config.batch_size)
     with experiment.opened(config, built.crops) as run:
         experiment.show_plan(built.plan, built.variables["params"], run)
-        options = config.loop.fit_settings(config.batch_size)
-        for epoch in fit.epochs(built.plan, built.variables, batches, mesh, run, options):
-            scores = score(epoch.variables, built.crops.valid, "valid").figures
-            epoch.report(scores, best=f"valid/{built.task.best}")
-        variables, scores = experiment.kept(config.loop.keep, built.plan, built.variables, mesh, run, epoch)
+        variables, scores = experiment.trained(
+            built.plan, built.variables, batches, built.crops.valid, score, mesh, run, config.loop, config.batch_size
+        )
         variables, test = jax.device_get(variables), built.pictures.test
         sliding = look(config, built, slide.one_by_one(built.model, built.windows), variables)
         made, converted = nn.to_fully_convolutional(built.model, variables, (SIDE, SIDE, 1))

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 import jax
 import tyro
 
-from cnnjax import cli, experiment, fit, pretrained, serving, settings, train
+from cnnjax import cli, experiment, pretrained, serving, settings, train
 from cnnjax.data import catalog, pipeline, transforms
 from cnnjax.tasks import localize, transfer
 from cnnjax.types import PyTree, Task
@@ -108,11 +108,9 @@ def main(config: Config) -> dict[str, float]:
     score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
     with experiment.opened(config, built.splits) as run:
         experiment.show_plan(built.plan, built.variables["params"], run)
-        options = config.loop.fit_settings(config.batch_size)
-        for epoch in fit.epochs(built.plan, built.variables, batches, mesh, run, options):
-            scores = score(epoch.variables, valid, "valid").figures
-            epoch.report(scores, best=f"valid/{built.task.best}")
-        variables, scores = experiment.kept(config.loop.keep, built.plan, built.variables, mesh, run, epoch)
+        variables, scores = experiment.trained(
+            built.plan, built.variables, batches, valid, score, mesh, run, config.loop, config.batch_size
+        )
         summary = {**score(variables, test, last).figures, **scores}
         head = {"box_features": config.box_features}
         card = serving.card(built.network.entry, "localize", "squeeze", test.classes, head)

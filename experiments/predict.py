@@ -24,13 +24,12 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from cnnjax import atomic, cli, experiment, plot, report, serving, settings
 from cnnjax.data import sources
 from cnnjax.data.formats import frames, images
-from cnnjax.types import Array, Batch, Picture, Prediction, PyTree, Rows, Sums, UserError
+from cnnjax.types import Batch, Picture, Prediction, PyTree, Rows, Sums, UserError
 
 
 @dataclass(frozen=True)
@@ -97,27 +96,21 @@ def predict_all(served: serving.Served, source: sources.Lenient, batch_size: int
     return experiment.rows(compute, served.variables, source, batch_size)
 
 
+def in_photo(served: serving.Served, shown: frames.Frame, prediction: Prediction) -> Prediction:
+    """Prediction whose boxes and classes of pixels are in the pixels of the upright image."""
+    width, height = images.header_size(shown.path, shown.number or 0)
+    back, found = served.card.transform(), dict(prediction)
+    if "boxes" in found:
+        found["boxes"] = back.restore(np.reshape(found["boxes"], (-1, 4)), height, width)
+    if "segmentation" in found:
+        found["segmentation"] = back.restore_plane(np.asarray(found["segmentation"]), height, width)
+    return found
+
+
 def described(served: serving.Served, shown: frames.Frame, prediction: Prediction, top: int | None) -> dict[str, Any]:
-    """Entry of an image in predictions.json; boxes are in pixels of the upright image."""
-    if "boxes" in prediction:
-        width, height = images.header_size(shown.path, shown.number or 0)
-        boxes = served.card.transform().restore(np.reshape(prediction["boxes"], (-1, 4)), height, width)
-        prediction = {**prediction, "boxes": boxes}
+    """Entry of an image in predictions.json."""
     frame = {} if shown.number is None else {"frame": shown.number}
     return {"file": str(shown.path), **frame, **served.task.describe(prediction, top)}
-
-
-def write_masks(
-    run: report.Run, served: serving.Served, shown: dict[str, frames.Frame], masks: Sequence[Array]
-) -> None:
-    """Writes the classes of each image's pixels, by the name of the file: PNG of its size, in Pascal VOC's colors."""
-    (run.dir / "masks").mkdir(exist_ok=True)
-    for (name, frame), mask in zip(shown.items(), masks, strict=True):
-        width, height = images.header_size(frame.path, frame.number or 0)
-        file = Image.fromarray(served.card.transform().restore_plane(np.asarray(mask), height, width)).convert("P")
-        file.putpalette(plot.voc_colors(256).tobytes())
-        with atomic.writing(run.dir / name) as opened:
-            file.save(opened, "PNG")
 
 
 def resolve(config: Config) -> Config:
@@ -142,17 +135,19 @@ def main(config: Config) -> dict[str, Any]:
         readable = found.pop("readable")
         errors = source.errors(readable)
         predictions = {int(i): {name: x[i] for name, x in found.items()} for i in np.flatnonzero(readable)}
-        entries = [described(served, shown[i], each, config.top) for i, each in predictions.items()]
+        entries = []
+        for i, each in predictions.items():
+            found_in_photo = in_photo(served, shown[i], each)
+            entry = described(served, shown[i], found_in_photo, config.top)
+            if "segmentation" in each:
+                entry["mask"] = f"masks/{i:05d}-{shown[i].path.stem}.png"
+                if run.writes:
+                    plot.save_mask(found_in_photo["segmentation"], run.dir / entry["mask"])
+            entries.append(entry)
         title = "random" if config.output.smoke else config.network.title
         content = {"weights": title, "images": entries, "unreadable": errors}
         summary = {"images": len(entries), "unreadable": len(errors)}
-        if "segmentation" in found:
-            names = [f"masks/{i:05d}-{shown[i].path.stem}.png" for i in predictions]
-            content["images"] = [{**entry, "mask": name} for entry, name in zip(entries, names, strict=True)]
         if run.writes:
-            if "segmentation" in found:
-                own = dict(zip(names, (shown[i] for i in predictions), strict=True))
-                write_masks(run, served, own, [each["segmentation"] for each in predictions.values()])
             atomic.write_json(run.dir / "predictions.json", content)
         run.finish(summary)
 

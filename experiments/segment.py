@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tyro
 
-from cnnjax import cli, experiment, fit, models, plot, pretrained, serving, settings, train
+from cnnjax import cli, experiment, models, plot, pretrained, serving, settings, train
 from cnnjax.data import pipeline, segmented, sources, splits
 from cnnjax.metrics import segmentation
 from cnnjax.models.segmentation import fcn
@@ -103,7 +103,8 @@ def build(config: Config) -> Experiment:
 
 def card_of(config: Config, entry: pretrained.Entry, files: splits.Splits) -> serving.Card:
     """Card of the network: its images are padded to ``--size``, or to the largest of the data set."""
-    size = config.size or segmented.largest(files.given.values())
+    sizes = np.concatenate([segmented.sizes(source) for source in files.given.values()])
+    size = config.size or tuple(sizes.max(0).tolist())
     card = serving.card(entry, "segment", "pad", files.train.classes)
     fields = {"base": (entry.model, dict(entry.fields)), "skips": config.skips}
     return replace(card, model="fcn8s_vgg16", fields=fields, size=size)
@@ -115,16 +116,14 @@ def main(config: Config) -> dict[str, float]:
     mesh = experiment.mesh(config.batch_size, tune_malloc=config.loop.tune_malloc)
     built = build(config)
     train_split, valid, (last, test) = built.splits.train, built.splits.valid, built.splits.last
-    loop = config.loop
-    batches = config.images.batches(config.reading, train_split, config.batch_size, loop.seed, built.card.shape[:2])
+    size = built.card.shape[:2]
+    batches = config.images.batches(config.reading, train_split, config.batch_size, config.loop.seed, size)
     score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
     with experiment.opened(config, built.splits) as run:
         experiment.show_plan(built.plan, built.variables["params"], run)
-        options = loop.fit_settings(config.batch_size)
-        for epoch in fit.epochs(built.plan, built.variables, batches, mesh, run, options):
-            scores = score(epoch.variables, valid, "valid").figures
-            epoch.report(scores, best=f"valid/{built.task.best}")
-        variables, scores = experiment.kept(loop.keep, built.plan, built.variables, mesh, run, epoch)
+        variables, scores = experiment.trained(
+            built.plan, built.variables, batches, valid, score, mesh, run, config.loop, config.batch_size
+        )
         outcome = score(variables, test, last)
         summary = {**outcome.figures, **scores}
         served = serving.Served(built.card, built.model, variables)

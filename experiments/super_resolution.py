@@ -16,12 +16,12 @@ import jax
 import numpy as np
 import tyro
 
-from cnnjax import cli, experiment, fit, models, plot, report, settings, train
+from cnnjax import cli, experiment, models, plot, report, settings, train
 from cnnjax.data import catalog, patches, pipeline, sources, splits
 from cnnjax.data.augment import compose
 from cnnjax.models.super_resolution import edsr
 from cnnjax.tasks import classify, super_resolve
-from cnnjax.types import Picture, PyTree, Task
+from cnnjax.types import Picture, PyTree, Task, UserError
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,29 @@ def build(config: Config) -> Experiment:
 
 def load_data(config: Config) -> splits.Splits:
     """Splits, of which valid and test are pairs of small and large squares; photos that are too small are left out."""
-    reading = config.reading
+    reading, side = config.reading, config.factor * max(config.patch, config.shown)
     found = catalog.load(config.dataset, reading.data_dir, fractions=reading.fractions())
-    side = config.factor * max(config.patch, config.shown)
+    found = experiment.load(found, reading, None, smoke=config.output.smoke, keep=tuple(found.given))
     parts = {part: large_enough(source, side) for part, source in found.given.items()}
     pair = patches.central_patch(config.shown, config.factor)
-    return experiment.load(replace(found, **parts), reading, pair, smoke=config.output.smoke, keep=("train",))
+    ready = {part: sources.Mapped(each, pair) for part, each in parts.items() if part != "train"}
+    limit = reading.in_memory_bytes
+    return replace(
+        found,
+        train=parts["train"],
+        **{part: sources.in_memory_if_small(each, limit) for part, each in ready.items()},
+    )
 
 
 def large_enough(source: sources.Source, side: int) -> sources.Source:
-    """Photos of at least ``side`` pixels in height and width; each is read."""
+    """Photos of at least ``side`` pixels in height and width; each is read.
+
+    Raises:
+      UserError: there is none.
+    """
     places = [i for i in range(len(source)) if min(source[i]["image"].shape[:2]) >= side]
+    if not places:
+        raise UserError(f"none of {len(source)} photos has {side}×{side} pixels: take a smaller --patch or --shown")
     if len(places) < len(source):
         report.say(f"{len(source) - len(places)} of {len(source)} photos are smaller than {side} pixels: left out")
     return sources.Subset(source, np.array(places, int))
@@ -108,17 +120,14 @@ def main(config: Config) -> dict[str, float]:
     mesh = experiment.mesh(config.batch_size, tune_malloc=config.loop.tune_malloc)
     built = build(config)
     train_split, valid, (last, test) = built.splits.train, built.splits.valid, built.splits.last
-    loop = config.loop
     load = pipeline.loader(train_split, patches.random_patch(config.patch, config.factor))
-    batches = config.reading.batches(train_split, config.batch_size, loop.seed, load)
+    batches = config.reading.batches(train_split, config.batch_size, config.loop.seed, load)
     score = experiment.scorer(built.task, mesh, config.batch_size, config.reading.threads)
     with experiment.opened(config, built.splits) as run:
         experiment.show_plan(built.plan, built.variables["params"], run)
-        options = loop.fit_settings(config.batch_size)
-        for epoch in fit.epochs(built.plan, built.variables, batches, mesh, run, options):
-            scores = score(epoch.variables, valid, "valid").figures
-            epoch.report(scores, best=f"valid/{built.task.best}")
-        variables, scores = experiment.kept(loop.keep, built.plan, built.variables, mesh, run, epoch)
+        variables, scores = experiment.trained(
+            built.plan, built.variables, batches, valid, score, mesh, run, config.loop, config.batch_size
+        )
         summary = {**score(variables, test, last).figures, **scores}
         experiment.finish(run, summary, None, {"before_after.png": lambda: before_after(built, variables, test)})
         facts = {

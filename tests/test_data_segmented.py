@@ -98,23 +98,56 @@ def test_masks_that_do_not_fit_are_one_line_with_the_file(tmp_path):
     assert "0.png: its pixels are colors (RGB), not numbers of classes: save it with a palette" in problem(source)
     (tmp_path / "masks" / "0.png").write_bytes(b"nothing")
     assert "0.png: not a readable mask (cannot identify image file" in problem(source)
+    fractions = np.full((6, 8), 0.5, np.float32)
+    Image.fromarray(fractions).save(tmp_path / "fractions.tif")
+    with pytest.raises(UserError, match=r"its pixels are fractions \(F\), not numbers of classes"):
+        mask_folders.read_mask(tmp_path / "fractions.tif")
+    (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match=r"classes.txt has no names of classes, one in a line"):
+        segmented.load(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("prepare", "expected"),
+    ("folders", "expected"),
     [
-        (lambda root: None, "no images beside masks"),
-        (lambda root: save(root, "images", "elsewhere", NAMES), "no images beside masks"),
-        (lambda root: save(root, "val", "valannot", NAMES), None),
+        ([], "no images beside masks"),
+        ([("images", "elsewhere")], "no images beside masks"),
+        ([("val", "valannot")], "it has the splits valid, but no train: add it, or give a folder inside"),
+        ([("images/train", "masks/train"), ("images/val", "elsewhere")], r"no masks for a split .*masks/val: add them"),
     ],
 )
-def test_folders_that_are_not_understood(tmp_path, prepare, expected):
-    prepare(tmp_path)
-    if expected is None:  # a single split is all there is
-        assert len(mask_folders.find(tmp_path)) == 1
-        return
+def test_folders_that_are_not_understood(tmp_path, folders, expected):
+    for images, masks in folders:
+        save(tmp_path, images, masks, NAMES)
     with pytest.raises(UserError, match=expected):
         segmented.load(tmp_path)
+
+
+def test_a_mask_is_of_its_photo_as_it_is_shown_or_as_it_is_stored(tmp_path):
+    save(tmp_path, "images", "masks", NAMES)
+    stored = np.zeros((6, 8, 3), np.uint8)
+    stored[0] = 200  # the first row; shown, turned by 90 degrees, it is the last column
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(tmp_path / "images" / "0.jpg", exif=exif, quality=100)
+    source = segmented.Segmented(tuple(mask_folders.find(tmp_path)["all"]), ("a", "b", "c"))
+    assert source.sizes(np.array([0])) == [(8, 6)]
+    assert source[0]["image"].shape == (6, 8, 3)  # the mask is 6×8
+    Image.fromarray(np.zeros((8, 6), np.uint8)).save(tmp_path / "masks" / "0.png")
+    shown = source[0]["image"]
+    assert shown.shape == (8, 6, 3)
+    assert shown[:, -1].min() > 120 > shown[:, 0].max()
+    assert source.problems(np.array([0]), None) == [""]
+
+
+def test_classes_are_counted_without_reading_a_photo(tmp_path):
+    save(tmp_path, "images", "masks", NAMES, values=(0, 1, 255))
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"")
+    source = segmented.Segmented(tuple(mask_folders.find(tmp_path)["all"]), ("a", "b", "c"))
+    pixels, present = segmented.class_pixels(source)
+    np.testing.assert_array_equal(pixels, [20 * 36, 20 * 6, 0])
+    np.testing.assert_array_equal(present, [20 * 42, 20 * 42, 0])
 
 
 def test_an_image_without_a_mask(tmp_path):

@@ -18,7 +18,7 @@ from cnnjax.weights.hub.catalog import published
 
 ENTRIES = published()
 CLASSIFIERS = {tag: entry for tag, entry in ENTRIES.items() if entry.task == "classify"}
-HOSTS = {"pjreddie.com", "storage.googleapis.com", "download.pytorch.org", "huggingface.co", "github.com"}
+HOSTS = {"data.pjreddie.com", "storage.googleapis.com", "download.pytorch.org", "huggingface.co", "github.com"}
 APPLICATIONS = {
     "vgg16.keras": "VGG16",
     "vgg19.keras": "VGG19",

@@ -45,9 +45,9 @@ class _Joining:
 
     def source(self, source: Source, change: Callable[[Record], Record | None], more: Sequence[Record] = ()) -> Source:
         """Source with the changed records, and ``more`` of them."""
-        base, _ = sources.innermost(source)
+        base, places = sources.innermost(source)
         assert isinstance(base, LabelledImages)
-        given = [base.annotations.records[place] for place in sources.innermost(source)[1]]
+        given = [base.annotations.records[place] for place in places]
         kept = tuple(record for each in given if (record := change(each)) is not None)
         parents = self.tree.parents if self.tree else ()
         found = replace(base.annotations, records=(*kept, *more), classes=self.classes, parents=parents)

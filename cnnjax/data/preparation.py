@@ -267,7 +267,7 @@ def geometry(
         pad: all of the image, smaller only if it does not fit, with what is missing below and to the right.
     """
     if fit == "pad":
-        rows, columns = _sides(size)
+        rows, columns = (size, size) if isinstance(size, int) else size
         factor = min(1.0, rows / height, columns / width)
         inside = max(1, round(height * factor)), max(1, round(width * factor))
         return Geometry(inside, (rows, columns), resample=resample)
@@ -292,11 +292,6 @@ def geometry(
     rows, columns = max(size, round(rows * factor)), max(size, round(columns * factor))
     corner = -((rows - size) // 2), -((columns - size) // 2)
     return Geometry((rows, columns), output, corner, window, resample=resample)
-
-
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size, which is a number for squares."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def moved(image: np.ndarray, geometry: Geometry, fill: int = 128) -> np.ndarray:
@@ -350,9 +345,13 @@ def prepare(image: Path | bytes | np.ndarray, about: dict[str, Any]) -> np.ndarr
       ValueError: an array of another shape, type or range.
       Exception: of any kind, as `read`.
     """
-    channels, size = about["channels"], about["image_size"]
+    channels = about["channels"]
     pixels = from_array(image, channels) if isinstance(image, np.ndarray) else read(image, channels)
-    return moved(pixels, geometry(about["fit"], size, about["resize"], about["resample"], *pixels.shape[:2]))
+    return moved(pixels, _geometry(about, *pixels.shape[:2]))
+
+
+def _geometry(about: dict[str, Any], height: int, width: int) -> Geometry:
+    return geometry(about["fit"], about["image_size"], about["resize"], about["resample"], height, width)
 
 
 def from_array(values: np.ndarray, channels: int) -> np.ndarray:
@@ -365,10 +364,13 @@ def from_array(values: np.ndarray, channels: int) -> np.ndarray:
     return np.asarray(_converted(image, MODES[channels])).reshape(*values.shape[:2], channels)
 
 
-def _described(said: dict[str, np.ndarray], about: dict[str, Any]) -> dict[str, Any]:
+def _described(said: dict[str, np.ndarray], about: dict[str, Any], photo: Path) -> dict[str, Any]:
     """Output of a network for one image, for JSON; boxes are xyxy as shares of the sides of what `prepare` gives."""
     if "segmentation" in said:
-        shares = np.bincount(said["segmentation"].ravel(), minlength=len(about["classes"])) / said["segmentation"].size
+        width, height, _ = measure(photo)
+        rows, columns = _geometry(about, height, width).size  # without what is padded
+        labels = said["segmentation"][:rows, :columns]
+        shares = np.bincount(labels.ravel(), minlength=len(about["classes"])) / labels.size
         return {"shares": {name: round(float(x), 4) for name, x in zip(about["classes"], shares, strict=True) if x}}
     boxes = (np.float64(said.get("boxes", 0)) / about["image_size"]).round(4).tolist()
     if "valid" in said:
@@ -395,7 +397,7 @@ def main(program: Path, photos: list[str]) -> int:
             bad += 1
             continue
         said = {name: np.asarray(x)[0] for name, x in network.call(image[None]).items()}
-        print(json.dumps({"file": photo, **_described(said, about)}))
+        print(json.dumps({"file": photo, **_described(said, about, Path(photo))}))
     return bad
 
 

@@ -4,7 +4,7 @@ splits = segmented.load("camvid", ignored=(11,))
 splits.train[0]      # {"image": uint8 [h, w, 3], "segmentation": uint8 [h, w], 255 where there is no class}
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,50 +32,74 @@ class Segmented:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        pair = self.pairs[index]
-        image, labels = decode(pair.image, 3, pair.image), mask_folders.read_mask(pair.mask)
-        if problem := self._problem(pair, labels, image.shape[:2]):
+        pair, labels = self.pairs[index], self.labels(index)
+        image = decode(pair.image, 3, pair.image, upright=True)
+        if image.shape[:2] != labels.shape:  # the mask may be of the image as it is stored
+            image = decode(pair.image, 3, pair.image)
+        if problem := self._size_problem(pair, labels, image.shape[:2]):
             raise UserError(problem)
-        labels = np.where(np.isin(labels, self.ignored), IGNORED, labels).astype(np.uint8)
         return {"image": image, "segmentation": labels}
 
-    def _problem(self, pair: Pair, labels: np.ndarray, shape: tuple[int, ...]) -> str:
-        """Message where a mask does not fit the classes or its image, else nothing."""
-        if labels.shape != shape:
-            (height, width), (rows, columns) = shape, labels.shape
-            return f"{pair.mask}: it has {columns}×{rows} pixels, its image {width}×{height}: make them equal"
+    def labels(self, index: int) -> np.ndarray:
+        """Classes of an image's pixels, uint8 [h, w], ``IGNORED`` where there is none; the image is not read.
+
+        Raises:
+          UserError: as `mask_folders.read_mask`, or a value is no class.
+        """
+        pair = self.pairs[index]
+        labels = mask_folders.read_mask(pair.mask)
         known = {*range(len(self.classes)), *self.ignored, IGNORED}
         if beyond := sorted(set(np.unique(labels).tolist()) - known):
             cure = f"--ignore {' '.join(map(str, beyond))} leaves such pixels out"
-            return f"{pair.mask}: it has the values {beyond}, but there are {len(self.classes)} classes: {cure}"
-        return ""
+            raise UserError(
+                f"{pair.mask}: it has the values {beyond}, but there are {len(self.classes)} classes: {cure}"
+            )
+        return np.where(np.isin(labels, self.ignored), IGNORED, labels).astype(np.uint8)
+
+    def sizes(self, indices: np.ndarray) -> list[tuple[int, int]]:
+        """(height, width) of images as they are shown, by their headers; (1, 1) of one that cannot be read."""
+        return [(header_size(self.pairs[i].image) or (1, 1))[::-1] for i in indices]
+
+    def _size_problem(self, pair: Pair, labels: np.ndarray, *shapes: tuple[int, ...]) -> str:
+        """Message where a mask has none of its image's ``shapes``, as shown and as stored, else nothing."""
+        if labels.shape in shapes:
+            return ""
+        (height, width), (rows, columns) = shapes[0], labels.shape
+        return f"{pair.mask}: it has {columns}×{rows} pixels, its image {width}×{height}: make them equal"
 
     def problems(self, indices: np.ndarray, cache: Path | None) -> list[str]:
         """Reasons for which examples cannot be used, each with its file, empty for the others; see `checking`."""
-        pairs = [self.pairs[i] for i in indices]
-        found = []
-        for pair, verdict in zip(pairs, checking.verdicts([pair.image for pair in pairs], cache), strict=True):
-            if verdict.error:
-                found.append(f"{pair.image}: {verdict.error}")
-                continue
-            shape = (verdict.width, verdict.height) if verdict.sideways else (verdict.height, verdict.width)
-            try:
-                found.append(self._problem(pair, mask_folders.read_mask(pair.mask), shape))
-            except UserError as error:
-                found.append(str(error))
-        return found
+        verdicts = checking.verdicts([self.pairs[i].image for i in indices], cache)
+        return [self._reason(int(index), verdict) for index, verdict in zip(indices, verdicts, strict=True)]
+
+    def _reason(self, index: int, verdict: checking.Verdict) -> str:
+        pair, shown = self.pairs[index], (verdict.height, verdict.width)
+        if verdict.error:
+            return f"{pair.image}: {verdict.error}"
+        try:
+            return self._size_problem(pair, self.labels(index), shown, shown[::-1] if verdict.sideways else shown)
+        except UserError as error:
+            return str(error)
 
 
-def largest(parts: Iterable[Source]) -> tuple[int, int]:
-    """Greatest height and greatest width of the images of all ``parts``, by their headers."""
-    height = width = 1
-    for source in parts:
-        base, places = innermost(source)
-        assert isinstance(base, Segmented)
-        for place in places:
-            columns, rows = header_size(base.pairs[place].image) or (1, 1)  # of one that cannot be read
-            height, width = max(height, rows), max(width, columns)
-    return height, width
+def _base(source: Source) -> tuple[Segmented, np.ndarray]:
+    base, places = innermost(source)
+    assert isinstance(base, Segmented)
+    return base, places
+
+
+def sizes(source: Source) -> list[tuple[int, int]]:
+    """(height, width) of every image, by its header."""
+    base, places = _base(source)
+    return base.sizes(places)
+
+
+def class_pixels(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of each class, and pixels of all the images that show it, int64 [classes]; every mask is read."""
+    base, places = _base(source)
+    counts = [np.bincount(base.labels(i).ravel(), minlength=IGNORED + 1)[: len(base.classes)] for i in places]
+    pixels = np.array(counts, np.int64).reshape(-1, len(base.classes))
+    return pixels.sum(0), (pixels.sum(1, keepdims=True) * (pixels > 0)).sum(0)
 
 
 def load(
@@ -89,14 +113,12 @@ def load(
       fractions: shares to cut off where there are no such splits.
 
     Raises:
-      UserError: as `mask_folders.find`; a value to ignore that is beyond a byte.
+      UserError: as `mask_folders.find` and ``class_names``; more classes than a byte has values.
     """
     root = Path(root).expanduser()
     parts = mask_folders.find(root)
+    origins = {part: f"its {part}" for part in parts if part != "all"}
     whole = parts.pop("train", None) or parts.pop("all")
-    origins = {part: f"its {part}" for part in mask_folders.split_folders.NAMES if part in parts}
-    if "all" not in parts and origins:
-        origins = {"train": "its train", **origins}
     names = tuple(classes) or mask_folders.class_names(root)
     if not names:
         highest = max((value for value in mask_folders.values(whole) if value not in (*ignored, IGNORED)), default=0)

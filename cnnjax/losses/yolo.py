@@ -81,14 +81,7 @@ def yolo_loss(
     box = (errors * (2 - share) * valid).sum()
 
     overlap = jax.lax.stop_gradient(box_ops.iou(found.boxes, boxes)) * real
-    owned = jnp.zeros(len(overlap), bool).at[jnp.where(match.valid, place, len(overlap))].set(True, mode="drop")
-    free = ~owned & (overlap.max(1, initial=0) <= ignore_threshold)
-    if grids[0].exclusive:
-        own = overlap[place, jnp.arange(len(place))]
-        objectness = _squared_objectness(found.cells.objectness, place, own, valid, free)
-    else:
-        cross = optax.sigmoid_binary_cross_entropy(found.cells.objectness, owned.astype(jnp.float32))
-        objectness = (cross * (owned | free)).sum()
+    objectness = _objectness(found.cells.objectness, place, overlap, match.valid, ignore_threshold, grids[0])
     entropy = _class_entropy(found.cells.classes[place], labels, grids[0])
     loss = YoloLoss(box, objectness, (entropy * valid).sum())
     if image_label is None:
@@ -146,12 +139,21 @@ def _places(match: matching.YOLOMatch, shapes: Sequence[tuple[int, ...]], grids:
     return begins + (match.row * width + match.column) * jnp.array(counts)[match.scale] + match.anchor
 
 
-def _squared_objectness(
-    logits: jax.Array, place: jax.Array, overlap: jax.Array, valid: jax.Array, free: jax.Array
+def _objectness(
+    logits: jax.Array, place: jax.Array, overlap: jax.Array, valid: jax.Array, ignore_threshold: float, grid: Grid
 ) -> jax.Array:
-    """YOLOv2's errors: at objects against their IoU with the prediction, weighted; elsewhere against 0."""
-    score = jax.nn.sigmoid(logits)
-    at_objects = (jnp.square(score[place] - overlap) * valid).sum()
+    """Loss of the objectness [k] of all predictions; ``overlap`` [k, m] is their IoU with the objects.
+
+    YOLOv2's errors are at objects against their IoU with the prediction at ``place``, weighted, and elsewhere against
+    0; YOLOv3's cross-entropies against 1 and 0.
+    """
+    owned = jnp.zeros(len(overlap), bool).at[jnp.where(valid, place, len(overlap))].set(True, mode="drop")
+    free = ~owned & (overlap.max(1, initial=0) <= ignore_threshold)
+    if not grid.exclusive:
+        cross = optax.sigmoid_binary_cross_entropy(logits, owned.astype(jnp.float32))
+        return (cross * (owned | free)).sum()
+    score, own = jax.nn.sigmoid(logits), overlap[place, jnp.arange(len(place))]
+    at_objects = (jnp.square(score[place] - own) * valid).sum()
     return (OBJECT_SCALE * at_objects + (jnp.square(score) * free).sum()) / 2
 
 

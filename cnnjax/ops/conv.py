@@ -196,19 +196,15 @@ def _transposed_by_phases(x: JaxArray, kernel: JaxArray, strides: tuple[int, ...
     sizes, window = x.shape[1:3], kernel.shape[:2]
     features, channels = kernel.shape[2:]
     taps = [k // s for k, s in zip(window, strides, strict=True)]
-    (rows, columns), (high, wide) = taps, strides
-    kernel = kernel.reshape(rows, high, columns, wide, features, channels)
-    kernel = jnp.flip(kernel, (0, 2)).transpose(0, 2, 5, 1, 3, 4).reshape(rows, columns, channels, -1)
+    high, wide = strides
+    kernel = kernel.reshape(taps[0], high, taps[1], wide, features, channels)
+    kernel = jnp.flip(kernel, (0, 2)).transpose(0, 2, 5, 1, 3, 4).reshape(*taps, channels, -1)
     cells = conv(x, kernel, padding=[(t - 1, t - 1) for t in taps])
     n, height, width = cells.shape[:3]
     cells = cells.reshape(n, height, width, high, wide, features).transpose(0, 1, 3, 2, 4, 5)
     whole = cells.reshape(n, height * high, width * wide, features)
-    out, before = _transposed_sizes(sizes, window, strides, padding)
-    beyond = [(0, max(0, b + o - size)) for b, o, size in zip(before, out, whole.shape[1:3], strict=True)]
-    whole = jnp.pad(whole, ((0, 0), *beyond, (0, 0)))
-    return lax.slice_in_dim(
-        lax.slice_in_dim(whole, before[0], before[0] + out[0], axis=1), before[1], before[1] + out[1], axis=2
-    )
+    (rows, columns), (top, left) = _transposed_sizes(sizes, window, strides, padding)
+    return whole[:, top : top + rows, left : left + columns]
 
 
 def _transposed_sizes(

@@ -34,6 +34,7 @@ __all__ = [
     "reliability",
     "save",
     "save_animation",
+    "save_mask",
     "voc_colors",
 ]
 
@@ -47,6 +48,17 @@ def save(figure: Figure, path: Path | str, dpi: int = 100) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.writing(path) as file:
         FigureCanvasAgg(figure).print_figure(file, format="png", dpi=dpi)
+    return path
+
+
+def save_mask(labels: np.ndarray, path: Path | str) -> Path:
+    """Writes classes of pixels, uint8 [h, w], as PNG with Pascal VOC's palette, and returns ``path``; as `save`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(labels).convert("P")
+    image.putpalette(voc_colors(256).tobytes())
+    with atomic.writing(path) as file:
+        image.save(file, format="PNG")
     return path
 
 

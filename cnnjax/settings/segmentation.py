@@ -6,12 +6,11 @@ from typing import Annotated
 
 import numpy as np
 
-from cnnjax.data import augment, pipeline, sources, views
-from cnnjax.data.sources import Source
+from cnnjax.data import augment, pipeline, segmented, views
+from cnnjax.data.sources import Kept, Source
 from cnnjax.metrics.segmentation import median_frequency
 from cnnjax.settings.data import Batches, Reading
 from cnnjax.settings.fields import Fraction, NonNegative, Pixels, Range
-from cnnjax.types import IGNORED
 
 Factor = Annotated[float, Range("in 0.1 … 10", 0.1, 10)]
 Part = Annotated[float, Range("in 0 … 1", 0, 1)]
@@ -33,9 +32,13 @@ class SegmentationImages:
     """Largest change of contrast: 0.1 multiplies the distance from the mean gray by 0.9 … 1.1."""
 
     def batches(self, reading: Reading, source: Source, batch_size: int, seed: int, size: tuple[int, int]) -> Batches:
-        """Step → batches from there on: ``image`` uint8 [n, h, w, 3], ``segmentation`` uint8 [n, h, w]."""
+        """Step → batches from there on: ``image`` uint8 [n, h, w, 3], ``segmentation`` uint8 [n, h, w].
+
+        Images are decoded once if they fit; they may differ in size.
+        """
         view = views.random_scale(*(self.crop or size), self.scale, self.mirror)
-        source = sources.in_memory_if_small(source, reading.in_memory_bytes)
+        if sum(4 * height * width for height, width in segmented.sizes(source)) <= reading.in_memory_bytes:
+            source = Kept(source)
         return reading.batches(source, batch_size, seed, pipeline.loader(source, view))
 
     def op(self) -> augment.Op:
@@ -59,12 +62,4 @@ class PixelLoss:
 
     def weights(self, source: Source) -> np.ndarray | None:
         """Weights of the classes, float32 [classes]; every mask of ``source`` is read."""
-        if not self.balance:
-            return None
-        pixels, present = np.zeros(len(source.classes), np.int64), np.zeros(len(source.classes), np.int64)
-        for i in range(len(source)):
-            labels = source[i]["segmentation"]
-            counts = np.bincount(labels[labels != IGNORED], minlength=len(pixels))
-            pixels += counts
-            present += np.where(counts > 0, counts.sum(), 0)
-        return median_frequency(pixels, present)
+        return median_frequency(*segmented.class_pixels(source)) if self.balance else None

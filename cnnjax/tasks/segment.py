@@ -16,7 +16,20 @@ from flax import linen
 from cnnjax import losses
 from cnnjax.metrics import segmentation
 from cnnjax.tasks import Prepare
-from cnnjax.types import IGNORED, Array, Batch, Example, Key, Picture, Prediction, PyTree, Rows, Sums, Task
+from cnnjax.types import (
+    IGNORED,
+    Array,
+    Batch,
+    Example,
+    Key,
+    LossFn,
+    Picture,
+    Prediction,
+    PyTree,
+    Rows,
+    Sums,
+    Task,
+)
 
 OBJECTS = None  # objects in each image: any number
 USUAL = 5  # classes that are named of an image
@@ -35,7 +48,6 @@ def task(
     class_weights: Array | None = None,
     focus: float = 0.0,
     dice: float = 0.0,
-    boundaries: bool = True,
 ) -> Task:
     """Segmentation by ``model``, whose ``apply`` gives logits ``[n, h, w, classes]`` and endpoints.
 
@@ -46,29 +58,7 @@ def task(
       class_weights: [classes], see `metrics.segmentation.median_frequency`; None: 1.
       focus: γ of the focal loss; 0: cross-entropy.
       dice: weight of the mean Dice loss of the images, which is added.
-      boundaries: count for the boundary F1 score in evaluation, which takes time.
     """
-    cross_entropy = jax.vmap(partial(losses.pixel_cross_entropy, class_weights=class_weights, focus=focus))
-
-    def mean_loss(logits: Array, labels: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Loss of a batch, and the sums of which it is made."""
-        pixels = cross_entropy(logits, labels)
-        total, weight = pixels.total.sum(), pixels.weight.sum()
-        loss = total / jnp.maximum(weight, 1e-6)
-        return loss + dice * jax.vmap(losses.dice)(logits, labels).mean() if dice else loss, total, weight
-
-    def loss_fn(variables: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[PyTree, Sums]]:
-        state_names = [name for name in variables if name != "params"]
-        (logits, endpoints), state = model.apply(
-            variables, batch["image"], train=True, rngs={"dropout": key}, mutable=state_names
-        )
-        labels = batch["segmentation"]
-        loss, total, weight = mean_loss(logits, labels)
-        for name, share in model.aux_weights.items():
-            loss += share * mean_loss(endpoints[name], labels)[0]
-        counted = jnp.asarray(labels) != IGNORED
-        right = ((logits.argmax(-1) == labels) & counted).sum()
-        return loss, (state, {"loss": total, "weight": weight, "right": right, "count": counted.sum()})
 
     def predict(variables: PyTree, images: Array) -> dict[str, Array]:
         logits, _ = model.apply(variables, prepare(images), train=False)
@@ -80,14 +70,13 @@ def task(
     def eval_fn(variables: PyTree, batch: Batch) -> tuple[Sums, Rows]:
         predicted = predict(variables, batch["image"])["segmentation"].astype(jnp.int32)
         labels = jnp.where(batch["example_mask"][:, None, None] > 0, batch["segmentation"], IGNORED)
-        each = {"confusion": jax.vmap(partial(segmentation.confusion, classes=len(classes)))(predicted, labels)}
-        if boundaries:
-            each |= jax.vmap(partial(segmentation.boundary, classes=len(classes)))(predicted, labels)
-        rows = {"confusion": each["confusion"]}
-        return {name: x.sum(0) for name, x in each.items()}, rows
+        matrices = jax.vmap(partial(segmentation.confusion, classes=len(classes)))(predicted, labels)
+        edges = jax.vmap(partial(segmentation.boundary, classes=len(classes)))(predicted, labels)
+        sums = {name: x.sum(0) for name, x in {"confusion": matrices, **edges}.items()}
+        return sums, {"confusion": matrices}
 
     return Task(
-        loss_fn=loss_fn,
+        loss_fn=_loss_fn(model, class_weights, focus, dice),
         eval_fn=eval_fn,
         figures=lambda sums, rows: figures(sums, classes),
         predict=predict,
@@ -95,6 +84,31 @@ def task(
         draw=lambda example, prediction: draw(example, prediction, classes),
         best="miou",
     )
+
+
+def _loss_fn(model: Any, class_weights: Array | None, focus: float, dice: float) -> LossFn:
+    cross_entropy = jax.vmap(partial(losses.pixel_cross_entropy, class_weights=class_weights, focus=focus))
+
+    def loss_of(logits: Array, labels: Array) -> tuple[jax.Array, losses.PixelLoss]:
+        """Loss of a batch, and the sums of its pixels."""
+        pixels = losses.PixelLoss(*(x.sum() for x in cross_entropy(logits, labels)))
+        loss = pixels.total / jnp.maximum(pixels.weight, 1e-6)
+        return loss + dice * jax.vmap(losses.dice)(logits, labels).mean() if dice else loss, pixels
+
+    def compute(variables: PyTree, batch: Batch, key: Key) -> tuple[Array, tuple[PyTree, Sums]]:
+        state_names = [name for name in variables if name != "params"]
+        (logits, endpoints), state = model.apply(
+            variables, batch["image"], train=True, rngs={"dropout": key}, mutable=state_names
+        )
+        labels = batch["segmentation"]
+        loss, pixels = loss_of(logits, labels)
+        for name, share in model.aux_weights.items():
+            loss += share * loss_of(endpoints[name], labels)[0]
+        counted = jnp.asarray(labels) != IGNORED
+        right = ((logits.argmax(-1) == labels) & counted).sum()
+        return loss, (state, {"loss": pixels.total, "weight": pixels.weight, "right": right, "count": counted.sum()})
+
+    return compute
 
 
 def figures(sums: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, float]:

@@ -20,29 +20,10 @@ _IMAGES = ("images", "image", "imgs", "img", "photos", "jpegimages", "leftimg8bi
 _MASKS = ("masks", "mask", "labels", "annotations", "annot", "segmentationclass", "segmentations", "trimaps", "gtfine")
 _AFTER = ("_mask", "_label", "_labels", "_l", "_gt", "_seg", "_annotation")  # of a mask's name
 _NAMES = ("classes.txt", "names.txt", "codes.txt", "labels.txt")
-VOC_NAMES = [
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-]
+_VOC = (
+    "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, "
+    "motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"
+)
 _EXPECTED = "images beside masks (images/ and masks/, train/ and trainannot/, JPEGImages/ and SegmentationClass/)"
 
 
@@ -57,30 +38,37 @@ def find(root: Path) -> dict[str, list[Pair]]:
     """Images with their masks by split; those of a folder without splits as ``all``.
 
     Raises:
-      UserError: there is no such folder, none of the arrangements, no split train among others, or an image without
-        a mask.
+      UserError: there is no such folder, none of the arrangements, no split train among others, or an image or a split
+        without masks.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected {_EXPECTED}")
     folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
     lists = root / "ImageSets" / "Segmentation"
-    if "segmentationclass" in folders and lists.is_dir():
+    if {"jpegimages", "segmentationclass"} <= folders.keys() and lists.is_dir():
         found = _listed(folders["jpegimages"], folders["segmentationclass"], lists)
     else:
         found = {split: _pairs(images, masks) for split, (images, masks) in _beside(root, folders).items()}
     if not found:
         raise UserError(f"{root}: no {_EXPECTED}")
-    if len(found) > 1 and "train" not in found:
-        raise UserError(f"{root}: it has the splits {', '.join(found)}, but no train")
+    if not {"all", "train"} & found.keys():
+        raise UserError(f"{root}: it has the splits {', '.join(found)}, but no train: add it, or give a folder inside")
     return found
 
 
 def class_names(root: Path) -> tuple[str, ...]:
-    """Names, one in a line, in ``classes.txt``, ``codes.txt``, … or a file ``.names``; Pascal VOC's; else none."""
+    """Names, one in a line, in ``classes.txt``, ``codes.txt``, … or a file ``.names``; Pascal VOC's; else none.
+
+    Raises:
+      UserError: the file is no text.
+    """
     files = [root / name for name in _NAMES if (root / name).is_file()] or sorted(root.glob("*.names"))
-    if files:
-        return tuple(line.strip() for line in files[0].read_text().splitlines() if line.strip())
-    return tuple(VOC_NAMES) if (root / "SegmentationClass").is_dir() else ()
+    if not files:
+        return tuple(_VOC.split(", ")) if (root / "SegmentationClass").is_dir() else ()
+    try:
+        return tuple(line.strip() for line in files[0].read_text("utf-8-sig").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{files[0]} has no names of classes, one in a line: {error}") from error
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -97,6 +85,8 @@ def read_mask(path: Path) -> np.ndarray:
     if values.ndim != 2:
         cure = "save it with a palette, or with the numbers of the classes in one channel"
         raise UserError(f"{path}: its pixels are colors ({mode}), not numbers of classes: {cure}")
+    if values.dtype != bool and not np.issubdtype(values.dtype, np.integer):
+        raise UserError(f"{path}: its pixels are fractions ({mode}), not numbers of classes: save whole numbers")
     return values.astype(np.uint8) if values.dtype == bool or values.max(initial=0) < 256 else values.astype(np.int32)
 
 
@@ -124,7 +114,10 @@ def _beside(root: Path, folders: dict[str, Path]) -> dict[str, tuple[Path, Path]
         within = {path.name.lower(): path for path in sorted(images.iterdir()) if path.is_dir()}
         splits = {split: name for split, names in split_folders.NAMES.items() for name in names if name in within}
         both = {split: (within[name], masks / within[name].name) for split, name in splits.items()}
-        return {split: pair for split, pair in both.items() if pair[1].is_dir()} or {"all": (images, masks)}
+        absent = [str(pair[1]) for pair in both.values() if not pair[1].is_dir()]
+        if absent and len(absent) < len(both):
+            raise UserError(f"{root}: no masks for a split of its images, {' and '.join(absent)}: add them")
+        return {"all": (images, masks)} if absent or not both else both
     found: dict[str, tuple[Path, Path]] = {}
     for split, names in split_folders.NAMES.items():
         for name in (name for name in names if name in folders):

@@ -137,8 +137,7 @@ def of_wordnet(parents: Mapping[str, Sequence[str]], ids: Sequence[str]) -> Word
         way = min((_within(tree, way) for way in ways[name]), key=lambda way: sum(node not in tree for node in way))
         for parent, node in zip((None, *way[:-1]), way, strict=True):
             tree.setdefault(node, parent)
-    depth = {name: i for i, name in enumerate(tree)}
-    return from_ways([_way(tree, name) for name in sorted(tree, key=depth.__getitem__)])
+    return from_ways([_way(tree, name) for name in tree])
 
 
 def _within(tree: Mapping[str, str | None], way: Sequence[str]) -> tuple[str, ...]:

@@ -189,6 +189,11 @@ _TORCHVISION: tuple[tuple[Any, ...], ...] = (
 _TORCHVISION_FIELDS: dict[str, dict[str, Any]] = {"googlenet": {"aux": False}, "mobilenet_v2": _TORCH}
 
 
+def _hash_of(file: str) -> str:
+    """Beginning of the SHA-256 with which torchvision ends a file's name."""
+    return re.fullmatch(r".*-([0-9a-f]{8})\.pth", file)[1]  # type: ignore[index]
+
+
 def _torchvision_files() -> Iterator[Published]:
     for tag, file, resize, top1, top5 in _TORCHVISION:
         name = tag.partition(".")[0]
@@ -206,7 +211,7 @@ def _torchvision_files() -> Iterator[Published]:
             preprocess=preprocess,
             top1=top1,
             top5=top5,
-            sha256=re.fullmatch(r".*-([0-9a-f]{8})\.pth", file)[1],  # type: ignore[index]
+            sha256=_hash_of(file),
             fields=_TORCHVISION_FIELDS.get(name, {}),
         )
     yield Published(
@@ -237,7 +242,7 @@ def _torchvision_files() -> Iterator[Published]:
             resample="bilinear",
             preprocess="torch",
             miou=miou,
-            sha256=re.fullmatch(r".*-([0-9a-f]{8})\.pth", file)[1],  # type: ignore[index]
+            sha256=_hash_of(file),
             task="segment",
             class_order="voc_background",
         )
@@ -324,9 +329,9 @@ def _darknet_files() -> Iterator[Published]:
         yield Published(
             tag=f"{stem.replace('-', '_')}.darknet",
             model=model,
-            url=f"https://pjreddie.com/media/files/{stem}.weights",
+            url=f"https://data.pjreddie.com/files/{stem}.weights",
             file=f"{stem}.weights",
-            source="tables of pjreddie.com/darknet",
+            source="tables of pjreddie.com/darknet; of yolov2-voc the paper's Table 3",
             image_size=size,
             resize=size,
             resample="bilinear",

@@ -59,6 +59,7 @@ class Config:
     joint: tyro.conf.OmitArgPrefixes[settings.Joint] = settings.Joint()
     images: tyro.conf.OmitArgPrefixes[settings.DetectionImages] = settings.DetectionImages()
     tuning: tyro.conf.OmitArgPrefixes[settings.FineTuning] = settings.FineTuning(weight_decay=0.01, clip_norm=20.0)
+    test_time: tyro.conf.OmitArgPrefixes[settings.TestTime] = settings.TestTime()
     reading: tyro.conf.OmitArgPrefixes[settings.Reading] = settings.Reading()
     loop: tyro.conf.OmitArgPrefixes[settings.Loop] = settings.Loop(keep="best")
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
@@ -100,6 +101,7 @@ class Experiment(NamedTuple):
     model: yolo.YOLO | ssd.SSD
     plan: train.Plan
     variables: PyTree
+    tested: Task  # as at the end: with the ways of --test-…
 
 
 def build(config: Config) -> Experiment:
@@ -121,12 +123,14 @@ def build(config: Config) -> Experiment:
     variables = transfer.variables(model, network.variables, jax.random.key(config.loop.seed))
     variables = experiment.initial(config.loop, model, variables, (config.size, config.size, 3))
     task = detect.task(model, network.prepare, classes, **head.of_task)
+    ways = config.test_time.options("detect")
+    tested = detect.task(model, network.prepare, classes, **ways) if ways else task
     augment = experiment.augmentation(config.images.op(), network.prepare)
     plan = config.tuning.plan(task, network.model, config.phases, per_epoch, config.loop.seed, augment)
     card = serving.card(network.entry, "detect", "squeeze", classes)
     base = (network.entry.model, dict(network.entry.fields))
     card = replace(card, model=head.model, fields={"base": base, **fields}, image_size=config.size)
-    return Experiment(files, found, card, clusters, task, model, plan, variables)
+    return Experiment(files, found, card, clusters, task, model, plan, variables, tested)
 
 
 def load_data(config: Config) -> splits.Splits:
@@ -180,6 +184,8 @@ def main(config: Config) -> dict[str, float]:
         variables, scores = experiment.trained(
             built.plan, built.variables, batches, valid, score, mesh, run, config.loop, config.batch_size
         )
+        if built.tested is not built.task:
+            score = experiment.scorer(built.tested, mesh, config.batch_size, config.reading.threads)
         rows = score(variables, test, last).rows
         truths, predictions = on_files(built, built.files.last[1], rows)
         figures = {**detect.precision(truths, predictions, test.classes), **detection.coco_map(truths, predictions)}

@@ -6,6 +6,8 @@
     python experiments/predict.py photo.jpg --run runs/flowers         # the network that a run has trained
     python experiments/predict.py dog.jpg --darknet yolov3.cfg yolov3.weights --names coco.names
     python experiments/predict.py film.gif frames/ --run runs/detect-x --frames   # a GIF with the boxes, too
+    python experiments/predict.py big.jpg --run runs/segment-x --tile 1024       # at its own size, in tiles
+    python experiments/predict.py small.jpg --run runs/super-resolution-x         # enlarged: images/ in the run folder
     python experiments/predict.py --smoke                              # random weights, nothing is downloaded
 
 It writes predictions.json, predictions.png and summary.json into the run folder. With ``--weights
@@ -13,13 +15,14 @@ mobilenet_v1_0.75_224.keras --resize squeeze`` china.jpg is, in this order, beac
 A run's network predicts what it was trained for: that of localize.py also predicts a box.
 """
 
+import functools
 import glob
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,7 +32,8 @@ from sklearn.datasets import load_sample_images
 from cnnjax import atomic, cli, experiment, plot, report, serving, settings
 from cnnjax.data import sources
 from cnnjax.data.formats import frames, images
-from cnnjax.types import Batch, Picture, Prediction, PyTree, Rows, Sums, UserError
+from cnnjax.ops import tiles
+from cnnjax.types import Batch, Picture, Prediction, PyTree, Rows, Sums, Task, UserError
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,21 @@ class Config:
     frames: bool = False
     """Predict every frame of animations, not only the first; NAME.gif in the run folder shows the first 200."""
 
+    tile: settings.PositiveInt | None = None
+    """Predict images at their own size, of segment.py's and super_resolution.py's networks, in tiles of so many pixels;
+    None: an image is made to fit the network, and enlarged in tiles of 256."""
+    overlap: settings.NonNegativeInt | None = None
+    """Pixels by which tiles overlap; results are those of the whole image where half of it is the radius of what a
+    pixel of the result depends on. None: a quarter of the tile."""
+
     network: tyro.conf.OmitArgPrefixes[settings.Network] = settings.Network()
+    test_time: tyro.conf.OmitArgPrefixes[settings.TestTime] = settings.TestTime()
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
 
 MOST_SHOWN = 24  # images in the table and in the figure; all are in predictions.json
+ENLARGED_TILE = 256
+TILED = {"segment": 32, "super_resolve": 1}  # tasks, and pixels of which their tiles begin at multiples
 MOST_FRAMES = 200  # in the animation of a file
 RANDOM = "RANDOM WEIGHTS: these predictions mean nothing"
 
@@ -79,21 +93,68 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def open_images(shown: Sequence[frames.Frame], card: serving.Card) -> sources.Lenient:
-    """Images prepared for the network; one that cannot be read is black, and False in ``readable``."""
+class Tiling(NamedTuple):
+    """Tiles in which images are predicted, see ``ops.tiles``."""
+
+    size: int
+    overlap: int
+    multiple: int
+
+
+def tiling(config: Config, task: str) -> Tiling | None:
+    """Tiles for a task; None: images are made to fit the network.
+
+    Raises:
+      UserError: the flags fit neither the task nor each other.
+    """
+    multiple = TILED.get(task)
+    if multiple is None:
+        if config.tile or config.overlap is not None:
+            raise UserError(f"--tile and --overlap are for {' and '.join(TILED)}: {config.network.title} does {task}")
+        return None
+    if config.tile is None and task != "super_resolve":
+        if config.overlap is not None:
+            raise UserError("--overlap is of tiles: give --tile, too")
+        return None
+    size = config.tile or ENLARGED_TILE
+    overlap = size // (8 * multiple) * 2 * multiple if config.overlap is None else config.overlap
+    tiles.along(1, size, overlap, multiple)  # raises
+    return Tiling(size, overlap, multiple)
+
+
+def open_images(shown: Sequence[frames.Frame], card: serving.Card, *, as_they_are: bool) -> sources.Lenient:
+    """Images as they are or prepared for the network; one that cannot be read is black, and False in ``readable``."""
     files = frames.Frames(tuple(shown), card.channels)
     blank = {"image": np.zeros(card.shape, np.uint8), "label": np.int32(0)}
-    return sources.Lenient(sources.Mapped(files, card.transform()), blank)
+    return sources.Lenient(files if as_they_are else sources.Mapped(files, card.transform()), blank)
 
 
-def predict_all(served: serving.Served, source: sources.Lenient, batch_size: int) -> dict[str, np.ndarray]:
-    """Predictions for every image [n, …], and ``readable`` bool [n]."""
-    predict = served.task.predict
+def predict_all(
+    served: serving.Served, task: Task, source: sources.Lenient, batch_size: int
+) -> tuple[dict[int, Prediction], np.ndarray]:
+    """Prediction of each image that can be read, by its place, and which can, bool [n]."""
 
     def compute(variables: PyTree, batch: Batch) -> tuple[Sums, Rows]:
-        return {}, {"readable": batch["readable"], **predict(variables, batch["image"])}
+        return {}, {"readable": batch["readable"], **task.predict(variables, batch["image"])}
 
-    return experiment.rows(compute, served.variables, source, batch_size)
+    found = experiment.rows(compute, served.variables, source, batch_size)
+    readable = found.pop("readable")
+    return {int(i): {name: x[i] for name, x in found.items()} for i in np.flatnonzero(readable)}, readable
+
+
+def predict_tiled(
+    served: serving.Served, task: Task, source: sources.Lenient, tiled: Tiling
+) -> tuple[dict[int, Prediction], np.ndarray]:
+    """Predictions as ``predict_all``, of images at their own size."""
+    compute, predictions = jax.jit(task.predict), {}
+    readable = np.zeros(len(source), bool)
+    for place in range(len(source)):
+        example = source[place]
+        readable[place] = example["readable"]
+        if readable[place]:
+            on_device = functools.partial(compute, served.variables)
+            predictions[place] = tiles.predict(lambda x, f=on_device: jax.device_get(f(x)), example["image"], *tiled)
+    return predictions, readable
 
 
 def in_photo(served: serving.Served, shown: frames.Frame, prediction: Prediction) -> Prediction:
@@ -107,10 +168,18 @@ def in_photo(served: serving.Served, shown: frames.Frame, prediction: Prediction
     return found
 
 
-def described(served: serving.Served, shown: frames.Frame, prediction: Prediction, top: int | None) -> dict[str, Any]:
-    """Entry of an image in predictions.json."""
+def described(
+    task: Task, place: int, shown: frames.Frame, prediction: Prediction, top: int | None, run: report.Run
+) -> dict[str, Any]:
+    """Entry of an image in predictions.json; classes of pixels, and images, are files in the run folder."""
     frame = {} if shown.number is None else {"frame": shown.number}
-    return {"file": str(shown.path), **frame, **served.task.describe(prediction, top)}
+    entry: dict[str, Any] = {"file": str(shown.path), **frame, **task.describe(prediction, top)}
+    for key, field, save in (("mask", "segmentation", plot.save_mask), ("image", "image", plot.save_pixels)):
+        if field in prediction:
+            entry[key] = f"{key}s/{place:05d}-{shown.path.stem}.png"
+            if run.writes:
+                save(prediction[field], run.dir / entry[key])
+    return entry
 
 
 def resolve(config: Config) -> Config:
@@ -129,21 +198,19 @@ def main(config: Config) -> dict[str, Any]:
         raise UserError(f"--top must be at most {classes}, the classes of {config.network.title}; got {config.top}")
     served = config.network.load(random=config.output.smoke)
     shown = frames.listed(paths) if config.frames else [frames.Frame(path) for path in paths]
-    source = open_images(shown, served.card)
+    task = served.card.make_task(served.model, **config.test_time.options(served.card.task))
+    tiled = tiling(config, served.card.task)
+    source = open_images(shown, served.card, as_they_are=tiled is not None)
     with experiment.opened(config, {}) as run:
-        found = predict_all(served, source, config.batch_size)
-        readable = found.pop("readable")
+        if tiled:
+            predictions, readable = predict_tiled(served, task, source, tiled)
+        else:
+            predictions, readable = predict_all(served, task, source, config.batch_size)
         errors = source.errors(readable)
-        predictions = {int(i): {name: x[i] for name, x in found.items()} for i in np.flatnonzero(readable)}
         entries = []
         for i, each in predictions.items():
-            found_in_photo = in_photo(served, shown[i], each)
-            entry = described(served, shown[i], found_in_photo, config.top)
-            if "segmentation" in each:
-                entry["mask"] = f"masks/{i:05d}-{shown[i].path.stem}.png"
-                if run.writes:
-                    plot.save_mask(found_in_photo["segmentation"], run.dir / entry["mask"])
-            entries.append(entry)
+            found = each if tiled else in_photo(served, shown[i], each)
+            entries.append(described(task, i, shown[i], found, config.top, run))
         title = "random" if config.output.smoke else config.network.title
         content = {"weights": title, "images": entries, "unreadable": errors}
         summary = {"images": len(entries), "unreadable": len(errors)}
@@ -152,7 +219,7 @@ def main(config: Config) -> dict[str, Any]:
         run.finish(summary)
 
         def drawn(place: int) -> Picture:
-            each = served.task.draw({"image": source[place]["image"]}, predictions[place])
+            each = task.draw({"image": source[place]["image"]}, predictions[place])
             return each._replace(title=f"{shown[place].name}\n{each.title}")
 
         warning = RANDOM if config.output.smoke else ""

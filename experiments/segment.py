@@ -53,6 +53,7 @@ class Config:
     loss: tyro.conf.OmitArgPrefixes[settings.PixelLoss] = settings.PixelLoss()
     images: tyro.conf.OmitArgPrefixes[settings.SegmentationImages] = settings.SegmentationImages()
     tuning: tyro.conf.OmitArgPrefixes[settings.FineTuning] = settings.FineTuning(weight_decay=0.01, clip_norm=5.0)
+    test_time: tyro.conf.OmitArgPrefixes[settings.TestTime] = settings.TestTime()
     reading: tyro.conf.OmitArgPrefixes[settings.Reading] = settings.Reading()
     loop: tyro.conf.OmitArgPrefixes[settings.Loop] = settings.Loop(keep="best")
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
@@ -81,6 +82,7 @@ class Experiment(NamedTuple):
     model: fcn.FCN
     plan: train.Plan
     variables: PyTree
+    tested: Task  # as at the end: with the ways of --test-…
 
 
 def build(config: Config) -> Experiment:
@@ -96,9 +98,11 @@ def build(config: Config) -> Experiment:
     variables = experiment.initial(config.loop, model, variables, card.shape)
     options = {"class_weights": config.loss.weights(found.train), "focus": config.loss.focus, "dice": config.loss.dice}
     task = segment.task(model, network.prepare, classes, **options)
+    ways = config.test_time.options("segment")
+    tested = segment.task(model, network.prepare, classes, **ways) if ways else task
     augment = experiment.augmentation(config.images.op(), network.prepare)
     plan = config.tuning.plan(task, network.model, config.phases, per_epoch, config.loop.seed, augment)
-    return Experiment(found, card, task, model, plan, variables)
+    return Experiment(found, card, task, model, plan, variables, tested)
 
 
 def card_of(config: Config, entry: pretrained.Entry, files: splits.Splits) -> serving.Card:
@@ -124,6 +128,8 @@ def main(config: Config) -> dict[str, float]:
         variables, scores = experiment.trained(
             built.plan, built.variables, batches, valid, score, mesh, run, config.loop, config.batch_size
         )
+        if built.tested is not built.task:
+            score = experiment.scorer(built.tested, mesh, config.batch_size, config.reading.threads)
         outcome = score(variables, test, last)
         summary = {**outcome.figures, **scores}
         served = serving.Served(built.card, built.model, variables)

@@ -12,15 +12,15 @@ of the luminance, the same of bicubic interpolation, and the ``gain``.
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
+import flax.linen as linen
 import jax
 import numpy as np
 import tyro
 
-from cnnjax import cli, experiment, models, plot, report, settings, train
+from cnnjax import cli, experiment, plot, report, serving, settings, train
 from cnnjax.data import catalog, patches, pipeline, sources, splits
 from cnnjax.data.augment import compose
-from cnnjax.models.super_resolution import edsr
-from cnnjax.tasks import classify, super_resolve
+from cnnjax.tasks import super_resolve
 from cnnjax.types import Picture, PyTree, Task, UserError
 
 
@@ -64,8 +64,9 @@ class Experiment(NamedTuple):
     """Everything that ``build`` derives from a Config."""
 
     splits: splits.Splits
+    card: serving.Card
     task: Task
-    model: edsr.EDSR
+    model: linen.Module
     plan: train.Plan
     variables: PyTree
 
@@ -74,14 +75,32 @@ def build(config: Config) -> Experiment:
     """Data, model, task, plan and initial weights."""
     found = load_data(config)
     per_epoch = pipeline.steps_per_epoch(len(found.train), config.batch_size)
-    model = models.create("edsr", factor=config.factor, blocks=config.blocks, features=config.features)
+    card = card_of(config)
+    model = card.module()
     shape = (config.patch, config.patch, 3)
     variables = jax.jit(model.init)(jax.random.key(config.loop.seed), np.zeros((1, *shape), np.float32))
     variables = experiment.initial(config.loop, model, variables, shape)
-    task = super_resolve.task(model, classify.unit)
+    task = super_resolve.task(model, card.prepare)
     augment = experiment.augmentation(compose())
     plan = config.optimization.plan(task, config.epochs, per_epoch, config.loop.seed, augment)
-    return Experiment(found, task, model, plan, variables)
+    return Experiment(found, card, task, model, plan, variables)
+
+
+def card_of(config: Config) -> serving.Card:
+    """Card of the network, which takes photos of any size: ``image_size`` is that of evaluation."""
+    return serving.Card(
+        task="super_resolve",
+        model="edsr",
+        fields={"factor": config.factor, "blocks": config.blocks, "features": config.features},
+        head={},
+        classes=(),
+        preprocess="unit",
+        image_size=config.shown,
+        channels=3,
+        fit="center",
+        resize=config.shown,
+        resample="bicubic",
+    )
 
 
 def load_data(config: Config) -> splits.Splits:
@@ -129,7 +148,8 @@ def main(config: Config) -> dict[str, float]:
             built.plan, built.variables, batches, valid, score, mesh, run, config.loop, config.batch_size
         )
         summary = {**score(variables, test, last).figures, **scores}
-        experiment.finish(run, summary, None, {"before_after.png": lambda: before_after(built, variables, test)})
+        served = serving.Served(built.card, built.model, variables)
+        experiment.finish(run, summary, served, {"before_after.png": lambda: before_after(built, variables, test)})
         facts = {
             "photos": ", ".join(f"{part} {len(source)}" for part, source in built.splits.given.items()),
             f"{last} PSNR": f"{summary[f'{last}/psnr']:.2f} dB, bicubic {summary[f'{last}/bicubic_psnr']:.2f}",

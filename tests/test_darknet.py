@@ -260,10 +260,10 @@ def test_the_tree_of_yolo9000(tmp_path):
     _, scores = model.decode([raw], (8, 8))
     np.testing.assert_allclose(scores[0, 0], [0.8, 0.6, 0.2], rtol=1e-5)
 
-    found = detect.found(model, [raw], (8, 8), 0.55, 0.45)
+    found = detect.found(model, *model.decode([raw], (8, 8)), (8, 8), 0.55, 0.45)
     np.testing.assert_allclose(found["scores"][0, :2], [0.6, 0], rtol=1e-5)  # elsewhere 0.5 · 1, no child is certain
     assert found["labels"][0, 0] == 1
-    every = detect.found(model, [raw], (8, 8), 0.55, 0.45, deepest=False)
+    every = detect.found(model, *model.decode([raw], (8, 8)), (8, 8), 0.55, 0.45, deepest=False)
     assert every["labels"][0, : every["valid"].sum()].tolist() == [0, 1]
     assert every["valid"].shape == (1, 200)
 

@@ -31,6 +31,7 @@ def batch_of(op):
 RANDOM = {
     "shift": partial(augment.random_shift, max_pixels=3),
     "flip": augment.random_flip_left_right,
+    "flip up": augment.random_flip_up_down,
     "rotate": partial(augment.random_rotate, max_degrees=20.0),
     "zoom": partial(augment.random_zoom, max_change=0.3),
     "translate": partial(augment.random_translate, max_pixels=2.5),
@@ -79,6 +80,7 @@ def test_fill_is_per_channel():
 
 def test_flip_agrees_with_numpy():
     np.testing.assert_array_equal(image_of(augment.flip_left_right, IMAGE), np.fliplr(IMAGE))
+    np.testing.assert_array_equal(image_of(augment.flip_up_down, IMAGE), np.flipud(IMAGE))
 
 
 def test_affine_agrees_with_scipy():

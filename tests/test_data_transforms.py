@@ -188,6 +188,7 @@ def test_squeeze_changes_the_proportions_and_nothing_of_the_right_size(channels)
 
 DEVICE = {
     "flip": augment.flip_left_right,
+    "flip up": augment.flip_up_down,
     "shift": partial(augment.shift, pixels=(7, -12)),
     "shift over the border": partial(augment.shift, pixels=(-55, 90)),
     "zoom in": partial(augment.zoom, factor=1.7),

@@ -8,6 +8,7 @@ import detect as experiment
 import evaluate
 import export
 import jax
+import jax.numpy as jnp
 import numpy as np
 import predict
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 from cnnjax import pretrained, serving, settings
 from cnnjax.data import pipeline, preparation
 from cnnjax.models.detection import darknet
-from cnnjax.tasks import detect
+from cnnjax.tasks import classify, detect
 from cnnjax.types import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -76,6 +77,33 @@ def test_mistakes_are_misses_and_false_alarms():
     ]
     picture = found[0].picture(np.zeros((100, 100, 3), np.uint8))
     np.testing.assert_array_equal(picture.boxes, BOXES[1:2])
+
+
+class BrightestOfQuarter:
+    """Detector that finds the brightest pixel of the upper left quarter, of class 0."""
+
+    head, parents = "yolo", ()
+
+    def apply(self, variables: Any, images: Any, train: bool) -> Any:
+        return images[:, : images.shape[1] // 2, : images.shape[2] // 2, 0], {}
+
+    def decode(self, outputs: Any, image_shape: tuple[int, int]) -> Any:
+        place = outputs.reshape(len(outputs), -1).argmax(1)
+        y, x = place // outputs.shape[2], place % outputs.shape[2]
+        boxes = jnp.stack([x, y, x + 1, y + 1], 1)[:, None].astype(jnp.float32)
+        return boxes, outputs.max((1, 2))[:, None, None]
+
+
+@pytest.mark.parametrize(("axes", "expected"), [((), {0}), ((2,), {0, 1}), ((1,), {0, 2}), ((1, 2), {0, 1, 2, 3})])
+def test_boxes_of_mirror_images_are_where_the_objects_are(axes, expected):
+    places = [(3, 5), (2, 33), (25, 8), (30, 38)]  # row and column, one in each quarter of 32 × 40 pixels
+    image = np.zeros((1, 32, 40, 3), np.uint8)
+    for i, place in enumerate(places):
+        image[(0, *place)] = 100 + 20 * i
+    task = detect.task(BrightestOfQuarter(), classify.unit, ("a",), mirrored=axes)
+    found = {name: np.asarray(x[0]) for name, x in task.predict({}, image).items()}
+    boxes = {tuple(box) for box in found["boxes"][found["valid"]].tolist()}
+    assert boxes == {(x, y, x + 1, y + 1) for i, (y, x) in enumerate(places) if i in expected}
 
 
 def test_description_and_picture():

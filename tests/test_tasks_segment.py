@@ -15,6 +15,8 @@ from PIL import Image
 
 from cnnjax import models, plot, serving, settings, sharding, train
 from cnnjax.data import pipeline, preparation, sources, views
+from cnnjax.metrics import segmentation as metrics
+from cnnjax.ops import resize, tiles
 from cnnjax.tasks import classify, segment
 from cnnjax.types import UserError
 
@@ -109,6 +111,52 @@ def test_figures_do_not_depend_on_the_devices(figures_of):
     one, eight = (sharding.make_mesh(jax.devices()[:count]) for count in (1, 8))
     assert (one.size, eight.size) == (1, 8)
     assert figures_of(examples, 8, eight) == figures_of(examples, 8, one)
+
+
+def test_mirror_images_and_other_sizes_are_averaged(network):
+    model, variables = network
+    images = np.stack([drawn(i)["image"] for i in range(2)])
+
+    def probabilities(x, size=None):
+        x = classify.unit(x) if size is None else resize.bilinear(classify.unit(x), size)
+        return jax.nn.softmax(resize.bilinear(model.apply(variables, x)[0], (40, 48)))
+
+    task = segment.task(model, classify.unit, CLASSES, mirrored=(2,))
+    expected = (probabilities(images) + probabilities(images[:, :, ::-1])[:, :, ::-1]) / 2
+    found = task.predict(variables, images)
+    np.testing.assert_allclose(found["confidence"], expected.max(-1), atol=1e-6)
+    mirrored = task.predict(variables, images[:, :, ::-1])
+    np.testing.assert_allclose(mirrored["confidence"][:, :, ::-1], found["confidence"], atol=1e-6)
+
+    task = segment.task(model, classify.unit, CLASSES, scales=(1.0, 1.5))
+    expected = (probabilities(images) + probabilities(images, (60, 72))) / 2
+    np.testing.assert_allclose(task.predict(variables, images)["confidence"], expected.max(-1), atol=1e-6)
+
+
+@pytest.mark.exhaustive
+def test_figures_in_tiles_are_those_of_the_whole_image():
+    """Half of the overlap covers what a pixel depends on: the miou in tiles is the same."""
+    base = models.create("mobilenet_v1", num_classes=None, width=0.25)
+    model = models.create("fcn8s_vgg16", base=base, num_classes=3)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32) * (x.ndim == 4),
+        model.init(KEY, np.zeros((1, 64, 64, 3), np.float32)),
+    )
+    predict_ = jax.jit(segment.task(model, classify.unit, CLASSES).predict)
+    example = drawn(0, 96, 1024)
+
+    def compute(images):
+        return {"segmentation": jax.device_get(predict_(variables, images)["segmentation"])}
+
+    def miou(found):
+        matrix = metrics.confusion(found.astype(np.int32), example["segmentation"], 3)
+        return metrics.figures({"confusion": matrix}, CLASSES)["miou"]
+
+    sizes = (2048, 0), (576, 448)
+    whole, tiled = (tiles.predict(compute, example["image"], *each)["segmentation"] for each in sizes)
+    assert len(np.unique(whole)) > 1
+    assert miou(tiled) == pytest.approx(miou(whole), abs=1e-6)
 
 
 def test_prediction_description_and_picture(network):

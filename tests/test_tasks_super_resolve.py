@@ -4,11 +4,12 @@ import json
 
 import jax
 import numpy as np
+import predict
 import pytest
 import super_resolution as experiment
 from PIL import Image
 
-from cnnjax import models, settings, sharding, train
+from cnnjax import models, serving, settings, sharding, train
 from cnnjax.data import patches, pipeline, sources
 from cnnjax.metrics import restoration
 from cnnjax.ops import resize
@@ -105,3 +106,17 @@ def test_a_run_leaves_its_figures_and_picture(tmp_path, few_pictures):
     assert {"test/psnr", "test/ssim", "test/bicubic_psnr", "test/gain", "valid/psnr"} <= summary.keys()
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert (tmp_path / "run" / "before_after.png").is_file()
+
+    photo = tmp_path / "photos" / "cat" / "3.png"
+    fields = {"images": (str(photo),), "run": tmp_path / "run", "run_dir": tmp_path / "enlarged"}
+    predict.main(settings.change(predict.Config(), **fields))
+    (entry,) = json.loads((tmp_path / "enlarged" / "predictions.json").read_text())["images"]
+    served = serving.load(tmp_path / "run")
+    with Image.open(photo) as small, Image.open(tmp_path / "enlarged" / entry["image"]) as large:
+        assert (small.size, large.size, entry["size"]) == ((64, 48), (128, 96), [128, 96])
+        whole = served.task.predict(served.variables, np.asarray(small)[None])["image"][0]
+        assert np.abs(np.asarray(large).astype(int) - whole).max() <= 1  # roundings of 8 bits
+    fields |= {"tile": 32, "overlap": 16, "run_dir": tmp_path / "tiled"}
+    predict.main(settings.change(predict.Config(), **fields))
+    with Image.open(tmp_path / "tiled" / entry["image"]) as large:
+        assert np.abs(np.asarray(large).astype(int) - whole).max() <= 1

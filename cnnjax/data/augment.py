@@ -87,22 +87,36 @@ def random_shift(key: Key, example: Example, max_pixels: int, **options: Any) ->
 
 def flip_left_right(example: Example, flip: Array | bool = True) -> Example:
     """Mirror image, column 0 becomes the last; the example unchanged where ``flip`` is False."""
+    return _mirrored(example, flip, axis=1)
+
+
+def flip_up_down(example: Example, flip: Array | bool = True) -> Example:
+    """Mirror image, row 0 becomes the last; the example unchanged where ``flip`` is False."""
+    return _mirrored(example, flip, axis=0)
+
+
+def _mirrored(example: Example, flip: Array | bool, axis: int) -> Example:
     image = _image(example)
-    width = image.shape[1]
+    length, low, high = image.shape[axis], 1 - axis, 3 - axis  # boxes are xyxy
 
     def mirrored(boxes: jax.Array) -> jax.Array:
-        other = jnp.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+        other = boxes.at[:, low].set(length - boxes[:, high]).at[:, high].set(length - boxes[:, low])
         return jnp.where(flip, other, boxes)
 
     def planes(x: jax.Array, outside: Array) -> jax.Array:
-        return jnp.where(flip, jnp.flip(x, axis=-1), x)
+        return jnp.where(flip, jnp.flip(x, axis=axis - 2), x)
 
-    return _moved(example, jnp.where(flip, jnp.flip(image, axis=1), image), mirrored, planes, 0.0)
+    return _moved(example, jnp.where(flip, jnp.flip(image, axis=axis), image), mirrored, planes, 0.0)
 
 
 def random_flip_left_right(key: Key, example: Example, probability: float = 0.5) -> Example:
     """`flip_left_right` with the given probability."""
     return flip_left_right(example, jax.random.bernoulli(key, probability))
+
+
+def random_flip_up_down(key: Key, example: Example, probability: float = 0.5) -> Example:
+    """`flip_up_down` with the given probability."""
+    return flip_up_down(example, jax.random.bernoulli(key, probability))
 
 
 def affine(example: Example, matrix: Array, fill: Array | float = 0.0, min_visible: float = MIN_VISIBLE) -> Example:

@@ -53,10 +53,18 @@ def save(figure: Figure, path: Path | str, dpi: int = 100) -> Path:
 
 def save_mask(labels: np.ndarray, path: Path | str) -> Path:
     """Writes classes of pixels, uint8 [h, w], as PNG with Pascal VOC's palette, and returns ``path``; as `save`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(labels).convert("P")
     image.putpalette(voc_colors(256).tobytes())
+    return _save_png(image, Path(path))
+
+
+def save_pixels(pixels: np.ndarray, path: Path | str) -> Path:
+    """Writes an image, uint8 [h, w, 1 | 3], as PNG, and returns ``path``; as `save`."""
+    return _save_png(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), Path(path))
+
+
+def _save_png(image: Image.Image, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.writing(path) as file:
         image.save(file, format="PNG")
     return path

@@ -33,7 +33,7 @@ from cnnjax.settings.fields import (
     flat,
     noted,
 )
-from cnnjax.settings.networks import Base, Network
+from cnnjax.settings.networks import Base, Network, TestTime
 from cnnjax.settings.segmentation import PixelLoss, SegmentationImages
 from cnnjax.settings.training import FineTuning, Loop, Optimization, Phase, used
 
@@ -65,6 +65,7 @@ __all__ = [
     "SSDHead",
     "SegmentationImages",
     "Share",
+    "TestTime",
     "YOLOHead",
     "change",
     "check",

@@ -146,6 +146,8 @@ class DetectionImages:
     """Share of the training images that are put together from four (YOLOv4)."""
     flip: Part = 0.5
     """Share of the images that are mirrored."""
+    upside_down: Part = 0.0
+    """Share of the images that are mirrored top to bottom, for those that have no up: cells, land from above."""
     hue: Annotated[float, Range("in 0 … 0.5", 0, 0.5)] = 0.1
     """Largest change of the hue, as a share of the circle."""
     saturation: Factor = 1.5
@@ -205,7 +207,10 @@ class DetectionImages:
         return pipeline.multi_scale(seed, range(low, high + 1, STRIDE))
 
     def op(self) -> augment.Op:
-        """Random change of colors of one example, on the device."""
-        changed = self.hue > 0 or self.saturation > 1 or self.exposure > 1
-        change = partial(color.random_hsv, hue=self.hue, saturation=self.saturation, exposure=self.exposure)
-        return augment.compose(*([change] if changed else []))
+        """Random change of one example on the device: its colors, top to bottom."""
+        ops: list[augment.Op] = []
+        if self.upside_down:
+            ops.append(partial(augment.random_flip_up_down, probability=self.upside_down))
+        if self.hue > 0 or self.saturation > 1 or self.exposure > 1:
+            ops.append(partial(color.random_hsv, hue=self.hue, saturation=self.saturation, exposure=self.exposure))
+        return augment.compose(*ops)

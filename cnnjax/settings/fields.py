@@ -39,6 +39,7 @@ Positive = Annotated[float, Range("above 0", 0, LARGEST, with_low=False)]
 NonNegative = Annotated[float, Range("0 or more", 0, LARGEST)]
 Fraction = Annotated[float, Range("in 0 … 1, 1 excluded", 0, 1, with_high=False)]
 Share = Annotated[float, Range("above 0, at most 1", 0, 1, with_low=False)]
+Factor = Annotated[float, Range("in 0.1 … 10", 0.1, 10)]  # of an image's size
 PositiveInt = Annotated[int, Range("above 0", 1, MOST)]
 NonNegativeInt = Annotated[int, Range("0 or more", 0, MOST)]
 Bytes = Annotated[int, Range("0 or more", 0, 2**62)]

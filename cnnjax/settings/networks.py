@@ -3,10 +3,10 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cnnjax import pretrained, serving
-from cnnjax.settings.fields import MAY_DIFFER, Fraction
+from cnnjax.settings.fields import MAY_DIFFER, Factor, Fraction
 from cnnjax.tasks import transfer
 from cnnjax.types import UserError
 from cnnjax.weights import published
@@ -70,6 +70,35 @@ class Base:
 
 
 @dataclass(frozen=True)
+class TestTime:
+    """Ways in which predictions see an image more than once (test-time augmentation): each costs its time."""
+
+    test_mirrored: bool = False
+    """See the mirror image, too: probabilities of pixels are averaged, boxes suppressed together."""
+    test_upside_down: bool = False
+    """See the image mirrored top to bottom, too."""
+    test_scales: tuple[Factor, ...] = (1.0,)
+    """Factors of the size at which a segmenter sees an image, such as 0.75 1 1.25; probabilities are averaged."""
+
+    def options(self, task: str) -> dict[str, Any]:
+        """Options of ``tasks.NAME.task``.
+
+        Raises:
+          UserError: the task called ``task`` has no such options.
+        """
+        options: dict[str, Any] = {}
+        if axes := tuple(axis for axis, on in ((1, self.test_upside_down), (2, self.test_mirrored)) if on):
+            options["mirrored"] = axes
+        if self.test_scales != (1.0,):
+            options["scales"] = self.test_scales
+        known = {"segment": {"mirrored", "scales"}, "detect": {"mirrored"}}.get(task, set())
+        if unknown := options.keys() - known:
+            flags = {"mirrored": "--test-mirrored and --test-upside-down", "scales": "--test-scales"}
+            raise UserError(f"the task {task} has no {' and no '.join(flags[name] for name in sorted(unknown))}")
+        return options
+
+
+@dataclass(frozen=True)
 class Network:
     """Network to use: a published one, or one that a run has trained."""
 
@@ -78,8 +107,7 @@ class Network:
     file: Annotated[Path | None, MAY_DIFFER] = None
     """File with these weights; None: the cache, else they are downloaded."""
     run: Path | None = None
-    """Folder of a run of flowers.py, localize.py, detect.py or classify.py; its network is used in place of
-    --weights."""
+    """Folder of a run of a script that trains; its network is used in place of --weights."""
     darknet: tuple[Path, Path] | None = None
     """Darknet's .cfg and .weights files of a network to use in place of --weights, with --names."""
     names: Path | None = None

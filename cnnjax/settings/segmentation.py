@@ -10,9 +10,8 @@ from cnnjax.data import augment, pipeline, segmented, views
 from cnnjax.data.sources import Kept, Source
 from cnnjax.metrics.segmentation import median_frequency
 from cnnjax.settings.data import Batches, Reading
-from cnnjax.settings.fields import Fraction, NonNegative, Pixels, Range
+from cnnjax.settings.fields import Factor, Fraction, NonNegative, Pixels, Range
 
-Factor = Annotated[float, Range("in 0.1 … 10", 0.1, 10)]
 Part = Annotated[float, Range("in 0 … 1", 0, 1)]
 
 

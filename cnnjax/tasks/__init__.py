@@ -6,6 +6,7 @@ turns uint8 images into what the model takes. To add a task, add a file; no othe
 """
 
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
@@ -24,6 +25,11 @@ class Module(Protocol):
     def network(self, create: Callable[..., linen.Module], classes: Sequence[str], **head: Any) -> linen.Module: ...
 
     def task(self, model: linen.Module, prepare: Prepare, classes: Sequence[str], **options: Any) -> Task: ...
+
+
+def mirrors(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Axes of images [n, h, w, c] that each way to mirror along some of ``axes`` flips; the first flips none."""
+    return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
 
 def named(name: str) -> Module:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax import losses
+from cnnjax import losses, tasks
 from cnnjax.data.preparation import SHOWN_SCORE
 from cnnjax.metrics import detection
 from cnnjax.ops import boxes as ops
@@ -86,6 +86,7 @@ def task(
     weights: Mapping[str, float] | None = None,
     iou_threshold: float = 0.45,
     score_threshold: float = LEAST_SCORE,
+    mirrored: Sequence[int] = (),
     **loss_options: Any,
 ) -> Task:
     """Detection by a ``Detector``.
@@ -94,6 +95,8 @@ def task(
       weights: part of the loss → its weight; 1 where it is absent.
       iou_threshold: overlap above which the worse of two boxes of a class is suppressed.
       score_threshold: score from which detections are returned.
+      mirrored: axes, 1 (top to bottom) and 2 (left to right), along which predictions also see mirror images; the boxes
+        of all are suppressed together.
       **loss_options: of the function in ``losses`` for the model's head.
     """
     weigh = weights or {}
@@ -109,9 +112,14 @@ def task(
         return total.mean(), (state, {**sums, "count": jnp.float32(len(batch["image"]))})
 
     def detected(variables: PyTree, images: Array, *, deepest: bool) -> dict[str, Array]:
-        outputs, _ = model.apply(variables, prepare(images), train=False)
-        height, width = images.shape[1:3]
-        return found(model, outputs, (height, width), score_threshold, iou_threshold, deepest=deepest)
+        prepared, (height, width) = prepare(images), images.shape[1:3]
+        seen = []
+        for flip in tasks.mirrors(mirrored):
+            outputs, _ = model.apply(variables, jnp.flip(prepared, flip), train=False)
+            boxes, scores = model.decode(outputs, (height, width))
+            seen.append((_flipped(boxes, flip, (height, width)), scores))
+        boxes, scores = (jnp.concatenate(each, 1) for each in zip(*seen, strict=True))
+        return found(model, boxes, scores, (height, width), score_threshold, iou_threshold, deepest=deepest)
 
     def eval_fn(variables: PyTree, batch: Batch) -> tuple[Sums, Rows]:
         predicted = detected(variables, batch["image"], deepest=False)
@@ -129,17 +137,31 @@ def task(
     )
 
 
+def _flipped(boxes: Array, flip: Sequence[int], image_shape: tuple[int, int]) -> Array:
+    """Boxes xyxy [n, k, 4] of images flipped along the axes ``flip``, in the images as they were."""
+    boxes = jnp.asarray(boxes)
+    for axis in flip:
+        low, high = 2 - axis, 4 - axis
+        length = image_shape[axis - 1]
+        boxes = boxes.at[..., low].set(length - boxes[..., high]).at[..., high].set(length - boxes[..., low])
+    return boxes
+
+
 def found(
     model: Any,
-    outputs: Any,
+    boxes: Array,
+    scores: Array,
     image_shape: tuple[int, int],
     score_threshold: float,
     iou_threshold: float,
     *,
     deepest: bool = True,
 ) -> dict[str, Array]:
-    """Detections of a batch, by falling score: ``boxes`` [n, 100, 4] cut to the image, ``scores``, ``labels`` and
+    """Detections of a batch by falling score: ``boxes`` [n, 100, 4] cut to the image, ``scores``, ``labels`` and
     ``valid`` [n, 100]; where not valid, zeros. With ``deepest`` False there are 100 in each level of a tree, see above.
+
+    Args:
+      boxes, scores: of ``model.decode``.
     """
     every = model.parents and not deepest
     most = MOST * wordtree.ancestors(model.parents).shape[1] if every else MOST
@@ -149,7 +171,7 @@ def found(
         scores = _certain(model.parents, scores) if model.parents and deepest else scores
         return nms.detections(ops.clip(boxes, *image_shape), scores, max_outputs=most, **thresholds)
 
-    return jax.vmap(one)(*model.decode(outputs, image_shape))._asdict()
+    return jax.vmap(one)(boxes, scores)._asdict()
 
 
 def _certain(parents: wordtree.Parents, scores: Array) -> jax.Array:

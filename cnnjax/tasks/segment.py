@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen
 
-from cnnjax import losses
+from cnnjax import losses, tasks
 from cnnjax.metrics import segmentation
+from cnnjax.ops import resize
 from cnnjax.tasks import Prepare
 from cnnjax.types import (
     IGNORED,
@@ -48,6 +49,8 @@ def task(
     class_weights: Array | None = None,
     focus: float = 0.0,
     dice: float = 0.0,
+    mirrored: Sequence[int] = (),
+    scales: Sequence[float] = (1.0,),
 ) -> Task:
     """Segmentation by ``model``, whose ``apply`` gives logits ``[n, h, w, classes]`` and endpoints.
 
@@ -58,14 +61,23 @@ def task(
       class_weights: [classes], see `metrics.segmentation.median_frequency`; None: 1.
       focus: γ of the focal loss; 0: cross-entropy.
       dice: weight of the mean Dice loss of the images, which is added.
+      mirrored: axes, 1 (top to bottom) and 2 (left to right), along which predictions also see mirror images.
+      scales: factors of the size at which predictions see an image; probabilities are means over all that they see.
     """
 
+    def probabilities(variables: PyTree, images: Array) -> jax.Array:
+        shape, total = images.shape[1:3], jnp.float32(0)
+        prepared, flips = prepare(images), tasks.mirrors(mirrored)
+        for scale in scales:
+            scaled = prepared if scale == 1 else resize.bilinear(prepared, [max(1, round(scale * s)) for s in shape])
+            for flip in flips:
+                logits, _ = model.apply(variables, jnp.flip(scaled, flip), train=False)
+                total += jax.nn.softmax(resize.bilinear(jnp.flip(logits, flip), shape))
+        return total / (len(scales) * len(flips))
+
     def predict(variables: PyTree, images: Array) -> dict[str, Array]:
-        logits, _ = model.apply(variables, prepare(images), train=False)
-        return {
-            "segmentation": logits.argmax(-1).astype(jnp.uint8),
-            "confidence": jax.nn.softmax(logits).max(-1),
-        }
+        found = probabilities(variables, images)
+        return {"segmentation": found.argmax(-1).astype(jnp.uint8), "confidence": found.max(-1)}
 
     def eval_fn(variables: PyTree, batch: Batch) -> tuple[Sums, Rows]:
         predicted = predict(variables, batch["image"])["segmentation"].astype(jnp.int32)

@@ -171,21 +171,22 @@ def initial(loop: settings.Loop, model: linen.Module, variables: PyTree, shape: 
 
 def show_splits(splits: Splits) -> None:
     """Prints the number of images in each split, in all and of each class (or its boxes, where images have any number),
-    or the names of many classes."""
-    classes, columns, boxes = splits.train.classes, {}, False
+    or the names of classes that are many or not counted."""
+    classes, columns, boxes, counted = splits.train.classes, {}, False, False
     for part, source in splits.given.items():
         labels = sources.known_labels(source)
         counts = targets.class_counts(source) if labels is None else np.bincount(labels, minlength=len(classes))
         boxes |= labels is None and counts is not None
+        counted |= counts is not None
         columns[part] = [*(["?"] * len(classes) if counts is None else counts.tolist()), len(source)]
     rows = [
         {"class": name, **{part: str(counts[place]) for part, counts in columns.items()}}
         for place, name in enumerate([*classes, "images" if boxes else f"all {len(classes)}"])
     ]
-    many = len(classes) > SHOWN_CLASSES
-    report.table("boxes and images" if boxes else "images", rows[-1:] if many else rows)
-    if many:
-        report.say(f"classes: {', '.join(classes[:SHOWN_CLASSES])}, …")
+    short = len(classes) > SHOWN_CLASSES or not counted
+    report.table("boxes and images" if boxes else "images", rows[-1:] if short else rows)
+    if short:
+        report.say(f"classes: {', '.join(classes[:SHOWN_CLASSES])}{', …' * (len(classes) > SHOWN_CLASSES)}")
     for part, column in columns.items():
         if lacking := [name for name, count in zip(classes, column, strict=False) if count == 0]:
             report.say(f"{part} has no image of {', '.join(lacking[:SHOWN_CLASSES])}: it says nothing of them")

@@ -1,7 +1,8 @@
 """Semantic segmentation: the class of every pixel (FCN, DeepLab, U-Net).
 
     python experiments/segment.py --dataset path/to/camvid --ignore 11 --file mobilenet_v2_features.safetensors
-    python experiments/segment.py --dataset path/to/folder --skips 32                 # FCN-32s
+    python experiments/segment.py --dataset path/to/folder --skips 32                 # FCN-32s; then, from its weights:
+    python experiments/segment.py --dataset path/to/folder --skips 32 16 --continue-from RUN --continue-with weights
     python experiments/segment.py --dataset path/to/folder --smoke                    # random weights, no download
 
 Reads images beside masks (docs/data.md): CamVid's folders, Pascal VOC's, ``images`` and ``masks``. FCN stands over any
@@ -95,7 +96,7 @@ def build(config: Config) -> Experiment:
     network = config.base.tuned(network, per_epoch)
     model = models.create(card.model, base=network.model, num_classes=len(classes), skips=config.skips)
     variables = transfer.variables(model, network.variables, jax.random.key(config.loop.seed))
-    variables = experiment.initial(config.loop, model, variables, card.shape)
+    variables = initial(config, model, variables, card)
     options = {"class_weights": config.loss.weights(found.train), "focus": config.loss.focus, "dice": config.loss.dice}
     task = segment.task(model, network.prepare, classes, **options)
     ways = config.test_time.options("segment")
@@ -103,6 +104,17 @@ def build(config: Config) -> Experiment:
     augment = experiment.augmentation(config.images.op(), network.prepare)
     plan = config.tuning.plan(task, network.model, config.phases, per_epoch, config.loop.seed, augment)
     return Experiment(found, card, task, model, plan, variables, tested)
+
+
+def initial(config: Config, model: fcn.FCN, variables: PyTree, card: serving.Card) -> PyTree:
+    """Variables that training starts from, as `experiment.initial`; also those of a run with fewer skips."""
+    run = config.loop.continue_from
+    if run is not None and config.loop.continue_with == "weights" and (run / serving.CARD).exists():
+        skips = tuple(serving.load_card(run).fields.get("skips", ()))
+        if skips and skips != config.skips and skips == config.skips[: len(skips)]:
+            coarser = serving.load_variables(run, model.clone(skips=skips), card.shape)
+            return fcn.refined(variables, coarser)
+    return experiment.initial(config.loop, model, variables, card.shape)
 
 
 def card_of(config: Config, entry: pretrained.Entry, files: splits.Splits) -> serving.Card:

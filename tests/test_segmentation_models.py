@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cnnjax import models
+from cnnjax.models.segmentation import fcn
 from cnnjax.ops import resize
 from cnnjax.types import UserError
 
@@ -101,6 +102,25 @@ def test_fcn_adds_up_scores_that_start_as_interpolation():
         np.testing.assert_allclose(endpoints[f"score{stride}"], total, rtol=1e-4, atol=1e-4)
         total = resize.bilinear(total, [size * stride // finer for size in total.shape[1:3]])
     np.testing.assert_allclose(logits, total, rtol=1e-4, atol=1e-4)
+
+
+def test_finer_skips_go_on_from_the_scores_of_coarser_ones():
+    """FCN-16s from FCN-32s: the same scores, upsampled twice in place of 32 times, plus scores that are zero."""
+    coarse, fine = (models.create("fcn8s_vgg16", base=SMALL, num_classes=4, skips=x) for x in ((32,), (32, 16)))
+    images, rng = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32), np.random.default_rng(1)
+    variables = jax.tree.map(
+        lambda x: x + 0.1 * np.abs(rng.normal(size=x.shape)).astype(np.float32), jax.jit(coarse.init)(KEYS, images)
+    )
+    fresh = jax.jit(fine.init)(KEYS, images)
+    found = fcn.refined(fresh, variables)
+    assert jax.tree.structure(found) == jax.tree.structure(fresh)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, fresh)
+    score = jax.jit(coarse.apply)(variables, images)[1]["score32"]
+    logits, endpoints = jax.jit(fine.apply)(found, images)
+    np.testing.assert_allclose(endpoints["score32"], score, rtol=1e-5)
+    twice = resize.bilinear(score, (4, 6))
+    np.testing.assert_allclose(endpoints["score16"], twice, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits, resize.bilinear(twice, (64, 96)), rtol=1e-4, atol=1e-4)
 
 
 def test_a_base_without_such_a_map_is_an_error():

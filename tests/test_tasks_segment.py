@@ -247,6 +247,21 @@ def test_a_run_is_kept_predicts_masks_and_is_exported(folder, tmp_path, few_pict
 
 
 @pytest.mark.exhaustive
+def test_a_finer_network_goes_on_from_a_coarser_run(folder, tmp_path, few_pictures):
+    fields = {"dataset": str(folder), "smoke": True, "phases": (settings.Phase("all", 1),)}
+    experiment.main(settings.change(experiment.Config(), **fields, skips=(32,), run_dir=tmp_path / "32"))
+    fields |= {"continue_from": tmp_path / "32", "continue_with": "weights", "skips": (32, 16)}
+    config = settings.change(experiment.Config(), **fields, run_dir=tmp_path / "16")
+    built = experiment.build(experiment.resolve(config))
+    coarse = serving.load(tmp_path / "32").variables["params"]
+    np.testing.assert_array_equal(built.variables["params"]["score32"]["kernel"], coarse["score32"]["kernel"])
+    assert "32" in (serving.load_card(tmp_path / "16").origin if experiment.main(config) else "")
+    config = settings.change(config, skips=(32,), continue_from=tmp_path / "16", run_dir=tmp_path / "again")
+    with pytest.raises(UserError, match="a FCN with skips=.32, 16., this one has skips=.32."):  # in the other direction nothing fits
+        experiment.build(experiment.resolve(config))
+
+
+@pytest.mark.exhaustive
 def test_a_run_that_is_broken_off_ends_bit_for_bit_the_same(folder, tmp_path, few_pictures, monkeypatch):
     fields = {"dataset": str(folder), "smoke": True, "phases": (settings.Phase("all", 2),), "checkpoint_every": 1}
     unbroken = experiment.main(settings.change(experiment.Config(), **fields, run_dir=tmp_path / "unbroken"))

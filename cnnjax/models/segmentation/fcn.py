@@ -23,7 +23,7 @@ from cnnjax import nn
 from cnnjax.models import resnet
 from cnnjax.models.vgg import Block
 from cnnjax.ops import resize
-from cnnjax.types import Array
+from cnnjax.types import Array, PyTree
 
 _VGG16 = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # convolutions and their features, by block
 _zeros = linen.initializers.zeros_init()
@@ -101,6 +101,18 @@ class FCN(linen.Module):
             x = nn.BilinearUp(self.num_classes, stride // finer, dtype=self.dtype, name=name)(x)
         assert x is not None
         return resize.fit(x, images.shape[1:3]).astype(jnp.float32), endpoints
+
+
+def refined(fresh: PyTree, coarser: PyTree) -> PyTree:
+    """Variables to train an FCN with finer skips (sec. 4.2 of the paper: 32s, then 16s, then 8s).
+
+    Args:
+      fresh: variables of the network with finer skips, whose new scores are zero.
+      coarser: variables of one with the first of these skips; its base, scores and upsampling are taken, but ``up``,
+        which upsampled to the size of the images.
+    """
+    params = {name: x for name, x in coarser["params"].items() if name != "up"}
+    return {**fresh, **coarser, "params": {**fresh["params"], **params}}
 
 
 class FCNHead(linen.Module):

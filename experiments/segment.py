@@ -5,7 +5,8 @@
     python experiments/segment.py --dataset path/to/folder --skips 32 16 --continue-from RUN --continue-with weights
     python experiments/segment.py --dataset path/to/folder --smoke                    # random weights, no download
 
-Reads images beside masks (docs/data.md): CamVid's folders, Pascal VOC's, ``images`` and ``masks``. FCN stands over any
+Reads images beside masks (docs/data.md): CamVid's folders, Pascal VOC's, ``images`` and ``masks``; COCO's outlines; two
+data sets of tfds. FCN stands over any
 published classifier: scores of its maps of strides 32, 16 and 8 are added and upsampled by transposed convolutions that
 start as bilinear interpolation. First these new layers train over a frozen base, then all of the network; the weights
 with the best mean IoU on the validation split are kept. The test split is evaluated once, at the end: summary.json has
@@ -32,11 +33,11 @@ class Config:
     """Data, base, loss and training."""
 
     dataset: Annotated[str, settings.LOCATES] = "camvid"
-    """Folder of images and masks."""
+    """Folder of images and masks, annotations with outlines (COCO), or oxford_iiit_pet or cityscapes of tfds."""
     classes: tuple[str, ...] = ()
-    """Names of the classes 0, 1, …; none: those in the folder's classes.txt, else the values of the masks."""
+    """Names of a folder's classes 0, 1, …; none: those in its classes.txt, else the values of the masks."""
     ignore: tuple[settings.NonNegativeInt, ...] = ()
-    """Values of masks that are no class, beside 255."""
+    """Values of a folder's masks that are no class, beside 255."""
     size: tuple[settings.Pixels, settings.Pixels] | None = None
     """Height and width that images are padded to for evaluation; None: the largest of the data set."""
     batch_size: settings.PositiveInt = 8
@@ -89,7 +90,8 @@ class Experiment(NamedTuple):
 def build(config: Config) -> Experiment:
     """Data, model, task, plan and initial weights."""
     network = config.base.network(random=config.output.smoke)
-    files = segmented.load(config.dataset, config.classes, config.ignore, config.reading.fractions())
+    reading = config.reading
+    files = segmented.load(config.dataset, config.classes, config.ignore, reading.fractions(), reading.data_dir)
     card = card_of(config, network.entry, files)
     found = experiment.load(files, config.reading, card.transform(), smoke=config.output.smoke, keep=("train",))
     classes, per_epoch = found.train.classes, pipeline.steps_per_epoch(len(found.train), config.batch_size)

@@ -68,7 +68,7 @@ def load(
         return folder(Path(name).expanduser(), channels, fractions)
     directory = tfds.tfds_directory(data_dir)
     try:
-        texts = {**_tfds_splits(name, directory, chosen, fractions, TFDS.get(tfds.base_name(name))), **chosen}
+        texts = {**tfds_splits(name, directory, chosen, fractions, TFDS.get(tfds.base_name(name))), **chosen}
         parts: dict[str, Source] = {part: tfds.tfds_split(name, each, directory) for part, each in texts.items()}
     except tfds.UnknownNameError as error:
         raise _unknown(name, error, [*EMBEDDED, *TFDS]) from error
@@ -76,7 +76,7 @@ def load(
     return Splits(parts["train"], parts["valid"], parts.get("test"))
 
 
-def _tfds_splits(
+def tfds_splits(
     name: str,
     directory: Path,
     chosen: Mapping[str, str],
@@ -190,7 +190,7 @@ def load_boxes(
         raise UserError(f"{name} is a tfds data set: choose its train, valid and test, and leave out --split {split}")
     directory, known = tfds.tfds_directory(data_dir), BOXES.get(name.split(":")[0]) or BOXES.get(base)
     try:
-        texts = {**_tfds_splits(name, directory, chosen, fractions, known), **chosen}
+        texts = {**tfds_splits(name, directory, chosen, fractions, known), **chosen}
         parts = {part: prepared_boxes.open_split(name, each, directory) for part, each in texts.items()}
     except tfds.UnknownNameError as error:
         raise _unknown(name, error, ["voc/2007", "coco/2017"]) from error

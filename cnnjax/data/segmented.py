@@ -5,86 +5,21 @@ splits.train[0]      # {"image": uint8 [h, w, 3], "segmentation": uint8 [h, w], 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from cnnjax.data import checking
-from cnnjax.data.formats import mask_folders
-from cnnjax.data.formats.images import decode, header_size
-from cnnjax.data.formats.mask_folders import Pair
-from cnnjax.data.sources import Source, innermost
-from cnnjax.data.splits import USUAL, Fractions, Splits, complete
+from cnnjax.data import annotations, catalog, masked
+from cnnjax.data.formats import mask_folders, tfds
+from cnnjax.data.masked import Masked, Segmented
+from cnnjax.data.sources import Source, Subset, innermost
+from cnnjax.data.splits import USUAL, Fractions, Splits, complete, say
 from cnnjax.types import IGNORED, UserError
 
 
-@dataclass(frozen=True)
-class Segmented:
-    """Images and masks in files, each read when its example is asked for."""
-
-    pairs: tuple[Pair, ...]
-    classes: tuple[str, ...]
-    ignored: tuple[int, ...] = ()  # values of masks that are no class, beside 255
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        pair, labels = self.pairs[index], self.labels(index)
-        image = decode(pair.image, 3, pair.image, upright=True)
-        if image.shape[:2] != labels.shape:  # the mask may be of the image as it is stored
-            image = decode(pair.image, 3, pair.image)
-        if problem := self._size_problem(pair, labels, image.shape[:2]):
-            raise UserError(problem)
-        return {"image": image, "segmentation": labels}
-
-    def labels(self, index: int) -> np.ndarray:
-        """Classes of an image's pixels, uint8 [h, w], ``IGNORED`` where there is none; the image is not read.
-
-        Raises:
-          UserError: as `mask_folders.read_mask`, or a value is no class.
-        """
-        pair = self.pairs[index]
-        labels = mask_folders.read_mask(pair.mask)
-        known = {*range(len(self.classes)), *self.ignored, IGNORED}
-        if beyond := sorted(set(np.unique(labels).tolist()) - known):
-            cure = f"--ignore {' '.join(map(str, beyond))} leaves such pixels out"
-            raise UserError(
-                f"{pair.mask}: it has the values {beyond}, but there are {len(self.classes)} classes: {cure}"
-            )
-        return np.where(np.isin(labels, self.ignored), IGNORED, labels).astype(np.uint8)
-
-    def sizes(self, indices: np.ndarray) -> list[tuple[int, int]]:
-        """(height, width) of images as they are shown, by their headers; (1, 1) of one that cannot be read."""
-        return [(header_size(self.pairs[i].image) or (1, 1))[::-1] for i in indices]
-
-    def _size_problem(self, pair: Pair, labels: np.ndarray, *shapes: tuple[int, ...]) -> str:
-        """Message where a mask has none of its image's ``shapes``, as shown and as stored, else nothing."""
-        if labels.shape in shapes:
-            return ""
-        (height, width), (rows, columns) = shapes[0], labels.shape
-        return f"{pair.mask}: it has {columns}×{rows} pixels, its image {width}×{height}: make them equal"
-
-    def problems(self, indices: np.ndarray, cache: Path | None) -> list[str]:
-        """Reasons for which examples cannot be used, each with its file, empty for the others; see `checking`."""
-        verdicts = checking.verdicts([self.pairs[i].image for i in indices], cache)
-        return [self._reason(int(index), verdict) for index, verdict in zip(indices, verdicts, strict=True)]
-
-    def _reason(self, index: int, verdict: checking.Verdict) -> str:
-        pair, shown = self.pairs[index], (verdict.height, verdict.width)
-        if verdict.error:
-            return f"{pair.image}: {verdict.error}"
-        try:
-            return self._size_problem(pair, self.labels(index), shown, shown[::-1] if verdict.sideways else shown)
-        except UserError as error:
-            return str(error)
-
-
-def _base(source: Source) -> tuple[Segmented, np.ndarray]:
+def _base(source: Source) -> tuple[Masked, np.ndarray]:
     base, places = innermost(source)
-    assert isinstance(base, Segmented)
+    assert isinstance(base, Masked)
     return base, places
 
 
@@ -103,19 +38,68 @@ def class_pixels(source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load(
-    root: Path | str, classes: Sequence[str] = (), ignored: Sequence[int] = (), fractions: Fractions = USUAL
+    name: Path | str,
+    classes: Sequence[str] = (),
+    ignored: Sequence[int] = (),
+    fractions: Fractions = USUAL,
+    data_dir: Path | None = None,
 ) -> Splits:
-    """Opens a folder of images and masks, and prints where each split comes from; see `mask_folders`.
+    """Opens images with masks, and prints where each split comes from.
 
     Args:
-      classes: names of the classes 0, 1, …; none: those in a file of the folder, else the values of the training masks.
-      ignored: values of masks that are no class, beside 255.
+      name: a folder of images and masks, see `mask_folders`; annotations with outlines, such as COCO's; or one of
+        `masked.PREPARED` of tensorflow-datasets.
+      classes: names of the classes 0, 1, … of a folder; none: those in one of its files, else the values of the
+        training masks.
+      ignored: values of a folder's masks that are no class, beside 255.
       fractions: shares to cut off where there are no such splits.
+      data_dir: folder of the tfds data sets; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
 
     Raises:
-      UserError: as `mask_folders.find` and ``class_names``; more classes than a byte has values.
+      UserError: as `mask_folders.find` and ``class_names``, `catalog.load_annotated`, `masked.prepared`; more classes
+        than a byte has values; classes or ignored values of other than a folder; annotations without outlines.
     """
-    root = Path(root).expanduser()
+    root = Path(name).expanduser()
+    if root.exists() or catalog.is_folder(str(name)):
+        try:
+            return _folder(root, classes, ignored, fractions)
+        except mask_folders.NoMasksError as error:
+            found = _outlined(root, error, fractions)
+    else:
+        directory = tfds.tfds_directory(data_dir)
+        texts = catalog.tfds_splits(str(name), directory, {}, fractions, None)
+        say(name, texts)
+        parts = {part: masked.prepared(str(name), each, directory) for part, each in texts.items()}
+        found = Splits(parts["train"], parts["valid"], parts.get("test"))
+    if classes or ignored:
+        raise UserError(f"{name} has its classes: --classes and --ignore are for folders of masks")
+    if len(found.train.classes) > IGNORED:
+        raise UserError(f"{name}: {len(found.train.classes)} classes, at most {IGNORED} fit")
+    return found
+
+
+def _outlined(root: Path, error: UserError, fractions: Fractions) -> Splits:
+    try:
+        found = catalog.load_annotated(root, fractions.test, fractions.valid, usual=fractions.usual)
+    except annotations.NoAnnotationsError as other:
+        raise UserError(f"{error}; or annotations with outlines, but {other}") from other
+    base, _ = innermost(found.train)
+    assert isinstance(base, annotations.AnnotatedImages)
+    if not any(shape is not None for record in base.annotations.records for shape in record.shapes):
+        raise UserError(f"{root}: its annotations have boxes, but no outlines: segmentation wants polygons or masks")
+    painted = {part: _painted(source) for part, source in found.given.items()}
+    return Splits(painted["train"], painted["valid"], painted.get("test"))
+
+
+def _painted(source: Source) -> Source:
+    """Source of masks in place of boxes; a part stays the same part."""
+    base, places = innermost(source)
+    assert isinstance(base, annotations.AnnotatedImages)
+    painted = masked.Outlined(base)
+    return painted if len(places) == len(base) else Subset(painted, places)
+
+
+def _folder(root: Path, classes: Sequence[str], ignored: Sequence[int], fractions: Fractions) -> Splits:
     parts = mask_folders.find(root)
     origins = {part: f"its {part}" for part in parts if part != "all"}
     whole = parts.pop("train", None) or parts.pop("all")

@@ -5,6 +5,7 @@ Known arrangements, with or without splits: Pascal VOC (``JPEGImages``, ``Segmen
 both, or in each split. The mask of ``a.jpg`` is ``a.png``, or ``a_mask.png`` and the like.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,10 @@ _VOC = (
 _EXPECTED = "images beside masks (images/ and masks/, train/ and trainannot/, JPEGImages/ and SegmentationClass/)"
 
 
+class NoMasksError(UserError):
+    """A folder has none of the arrangements."""
+
+
 class Pair(NamedTuple):
     """Image and its mask."""
 
@@ -38,11 +43,14 @@ def find(root: Path) -> dict[str, list[Pair]]:
     """Images with their masks by split; those of a folder without splits as ``all``.
 
     Raises:
+      NoMasksError: ``root`` has neither images nor masks.
       UserError: there is no such folder, none of the arrangements, no split train among others, or an image or a split
         without masks.
     """
-    if not root.is_dir():
+    if not root.exists():
         raise UserError(f"{root}: no such folder; expected {_EXPECTED}")
+    if not root.is_dir():
+        raise NoMasksError(f"{root}: a file; expected a folder with {_EXPECTED}")
     folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
     lists = root / "ImageSets" / "Segmentation"
     if {"jpegimages", "segmentationclass"} <= folders.keys() and lists.is_dir():
@@ -50,7 +58,7 @@ def find(root: Path) -> dict[str, list[Pair]]:
     else:
         found = {split: _pairs(images, masks) for split, (images, masks) in _beside(root, folders).items()}
     if not found:
-        raise UserError(f"{root}: no {_EXPECTED}")
+        raise NoMasksError(f"{root}: no {_EXPECTED}")
     if not {"all", "train"} & found.keys():
         raise UserError(f"{root}: it has the splits {', '.join(found)}, but no train: add it, or give a folder inside")
     return found
@@ -71,14 +79,17 @@ def class_names(root: Path) -> tuple[str, ...]:
         raise UserError(f"{files[0]} has no names of classes, one in a line: {error}") from error
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_mask(path: Path, content: bytes | None = None) -> np.ndarray:
     """Numbers of classes, uint8 or int32 [h, w], of an image of one channel or with a palette.
+
+    Args:
+      path: file, or name in errors of one whose ``content`` is given.
 
     Raises:
       UserError: the file cannot be read, or its pixels are colors.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path if content is None else io.BytesIO(content)) as file:
             mode, values = file.mode, np.asarray(file)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable mask ({' '.join(str(error).split())[:200]})") from error

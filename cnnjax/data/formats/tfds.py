@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,14 +31,15 @@ class Tfds:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._record(index)
+        record = self.record(index)
         return {"image": self._image(record, index), "label": np.int32(record["label"])}
 
     def image(self, index: int) -> np.ndarray:
         """Image of an example, uint8 [h, w, channels]."""
-        return self._image(self._record(index), index)
+        return self._image(self.record(index), index)
 
-    def _record(self, index: int) -> Any:
+    def record(self, index: int) -> Any:
+        """Features of an example by name, images still encoded."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} examples, no example {index}")
         return self._fetch(lambda: self.records[index])
@@ -121,15 +122,22 @@ def is_image(feature: Any) -> bool:
     return isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8 and feature.shape[-1] in MODES
 
 
-def opened(name: str, split: str, directory: Path, classes: tuple[str, ...], channels: int) -> Tfds:
-    """One split, whose features are known; errors as in `tfds_split`."""
+def opened(
+    name: str,
+    split: str,
+    directory: Path,
+    classes: tuple[str, ...],
+    channels: int,
+    encoded: Sequence[str] = ("image",),
+) -> Tfds:
+    """One split, whose features are known; those that are ``encoded`` images stay so; errors as in `tfds_split`."""
     import tensorflow_datasets as tfds
 
     builder = _builder(name, directory)
     try:
         if builder.info.splits[split].num_examples <= 0:  # train[5:2] has −3
             raise UserError(f"{name}, split {split!r}: no examples in it")
-        records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        records = builder.as_data_source(split=split, decoders={each: tfds.decode.SkipDecoding() for each in encoded})
     except (ValueError, KeyError) as error:
         raise UserError(f"{name}, split {split!r}: {' '.join(str(error).split())}") from error
     return Tfds(records, classes, channels, f"{name} {split}")

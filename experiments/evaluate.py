@@ -4,27 +4,29 @@
     python experiments/evaluate.py imagenet2012 --split validation --data-dir tfds
     python experiments/evaluate.py photos --run runs/flowers                      # folders named as the run's classes
     python experiments/evaluate.py boxes --run runs/localize                      # annotations, as localize.py takes
+    python experiments/evaluate.py camvid --run runs/segment-camvid --ignore 11   # images with masks
     python experiments/evaluate.py --smoke                                        # random weights, two photos
 
 A folder may have only some of the network's classes; all of them compete. The run folder gets summary.json (``top1``
 and ``top5`` are shares of 1, of ``count`` images), confusion.csv, worst.png and unreadable.json. To expect: the
-percentages of ``cnnjax.weights.published()``, on ImageNet's 50,000 validation images. A run of localize.py gets the
-figures of its task, and boxes.png.
+percentages of ``cnnjax.weights.published()``, on ImageNet's 50,000 validation images. Runs of
+localize.py, detect.py and segment.py get the figures of their task, and boxes.png or segmentation.png.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 
 from cnnjax import atomic, cli, experiment, plot, report, serving, settings, sharding, tasks, weights
-from cnnjax.data import annotations, catalog, fingerprint, screening, sources, targets, transforms
+from cnnjax.data import annotations, catalog, fingerprint, masked, screening, segmented, sources, targets, transforms
 from cnnjax.data.formats import folders, split_folders, tfds
+from cnnjax.data.formats.mask_folders import NoMasksError
 from cnnjax.metrics import classification
 from cnnjax.tasks import classify
 from cnnjax.types import Batch, PyTree, Rows, Sums, UserError
@@ -43,11 +45,16 @@ class Config:
     data_dir: Annotated[Path | None, settings.MAY_DIFFER] = None
     """Folder of tfds data sets; default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     split: str | None = None
-    """Split in tfds' syntax, for tfds data sets (None: validation), of annotations (None: all), or of a folder."""
+    """Split in tfds' syntax, for tfds data sets (None: validation), of annotations (None: all), or of a folder (None:
+    its only one; test, of masks)."""
     batch_size: settings.PositiveInt = 64
     """Images per batch, over all devices."""
 
+    ignore: tuple[settings.NonNegativeInt, ...] = ()
+    """Values of masks that are no class, beside 255."""
+
     network: tyro.conf.OmitArgPrefixes[settings.Network] = settings.Network()
+    test_time: tyro.conf.OmitArgPrefixes[settings.TestTime] = settings.TestTime()
     output: tyro.conf.OmitArgPrefixes[settings.Output] = settings.Output()
 
 
@@ -174,22 +181,59 @@ def show(
         print(f"left out: {error}", file=sys.stderr)
 
 
-def evaluate_boxes(config: Config, card: serving.Card) -> dict[str, Any]:
-    """Evaluates a run whose task is about boxes on annotated images, and writes the report; returns the summary."""
+class Examples(NamedTuple):
+    """Examples with the truth for a task, how they are prepared, and the faults that were found in their labels."""
+
+    source: sources.Source
+    prepare: transforms.Transform
+    faults: int = 0
+
+
+def with_boxes(config: Config, card: serving.Card) -> Examples:
+    """Annotated images, for a task about boxes."""
     found = annotations.open(Path(config.dataset), config.split, classes=card.classes)
     objects = tasks.named(card.task).OBJECTS
     found = found if objects is None else annotations.with_object_count(found, objects)
-    data, bad = screening.usable(annotations.AnnotatedImages(found), experiment.checks())
-    prepare = transforms.chain(card.transform(), targets.padding({"images": data}))
-    source, served = sources.Mapped(data, prepare), config.network.load()
+    prepare = transforms.chain(card.transform(), targets.padding({"images": annotations.AnnotatedImages(found)}))
+    return Examples(annotations.AnnotatedImages(found), prepare, len(found.faults))
+
+
+def with_masks(config: Config, card: serving.Card) -> Examples:
+    """Images with masks, or annotations with outlines, whose classes are those of the network.
+
+    Raises:
+      UserError: no such split, or other classes.
+    """
+    root = Path(config.dataset).expanduser()
+    try:
+        parts = segmented.folder_parts(root, card.classes, config.ignore)
+    except NoMasksError:
+        found = annotations.open(root, config.split, classes=card.classes[1:])
+        return Examples(masked.Outlined(annotations.AnnotatedImages(found)), card.transform(), len(found.faults))
+    split = config.split or ("all" if "all" in parts else "test")
+    if split not in parts:
+        raise UserError(f"{root} has the splits {', '.join(parts)}: choose one of them by --split")
+    return Examples(parts[split], card.transform())
+
+
+def evaluate_task(config: Config, card: serving.Card) -> dict[str, Any]:
+    """Evaluates a run whose task is not classification, and writes the report; returns the summary."""
+    ways, about_masks = config.test_time.options(card.task), card.task == "segment"
+    examples = (with_masks if about_masks else with_boxes)(config, card)
+    data, bad = screening.usable(examples.source, experiment.checks())
+    source, served = sources.Mapped(data, examples.prepare), config.network.load()
     mesh = experiment.mesh(config.batch_size)
     with experiment.opened(config, {"images": len(source), "data": fingerprint.of_source(source)}) as run:
-        score = experiment.scorer(served.task, mesh, config.batch_size)
+        score = experiment.scorer(card.make_task(served.model, **ways), mesh, config.batch_size)
         outcome = score(sharding.place(served.variables, mesh), source, "")
         summary = {name.removeprefix("/"): x for name, x in outcome.figures.items()}
-        summary |= {"count": len(source), "faults": len(found.faults), "unreadable": len(bad)}
+        summary |= {"count": len(source), "faults": examples.faults, "unreadable": len(bad)}
         run.finish(summary)
-        experiment.draw(run, {"boxes.png": lambda: experiment.examples(served, source)})
+        name = "segmentation.png" if about_masks else "boxes.png"
+        drawings: experiment.Drawings = {name: lambda: experiment.examples(served, source)}
+        if about_masks:
+            drawings |= {"confusion.png": lambda: plot.confusion(outcome.sums["confusion"], card.classes)}
+        experiment.draw(run, drawings)
         experiment.conclude(run, {name: f"{x:.4g}" for name, x in summary.items()})
     for error in bad:
         print(f"left out: {error}", file=sys.stderr)
@@ -201,7 +245,8 @@ def main(config: Config) -> dict[str, Any]:
     config = resolve(config)
     card = config.network.card(random=config.output.smoke)
     if tasks.named(card.task).task is not classify.task:
-        return evaluate_boxes(config, card)
+        return evaluate_task(config, card)
+    config.test_time.options(card.task)
     names = [classify.named(each) for each in card.classes]
     data, bad = screening.usable(load_data(config, names, card.channels), experiment.checks())
     blank = {"image": np.zeros(card.shape, np.uint8), "label": np.int32(0)}

@@ -2,6 +2,7 @@
 
     python experiments/inspect_data.py photos                     # one sub-folder of images per class
     python experiments/inspect_data.py animals --split train      # Pascal VOC, as LabelImg writes it; one split
+    python experiments/inspect_data.py camvid                     # images beside masks: the share of each class
     python experiments/inspect_data.py coco --split val2017       # COCO JSON; or VGG Image Annotator's JSON or CSV
 
 It reads the splits that training reads. A photo that is in two of them is a fault, as the same file or as one that
@@ -23,9 +24,11 @@ import numpy as np
 import tyro
 
 from cnnjax import atomic, cli, experiment, plot, report, settings
-from cnnjax.data import annotations, catalog, checking, duplicates
+from cnnjax.data import annotations, catalog, checking, duplicates, segmented
 from cnnjax.data.annotations import Annotations, Fault, NoAnnotationsError
 from cnnjax.data.formats import folders, images, split_folders
+from cnnjax.data.formats.mask_folders import NoMasksError
+from cnnjax.data.masked import Segmented
 from cnnjax.types import Picture, UserError
 
 
@@ -34,7 +37,7 @@ class Config:
     """Data set, and the samples to draw from it."""
 
     data: tyro.conf.Positional[Path]
-    """Class folders or annotated images, see docs/data.md: a folder or a file."""
+    """Class folders, annotated images or images with masks, see docs/data.md: a folder or a file."""
     split: str | None = None
     """Split of class folders, list of a VOC folder, or annotation file; None: all that training reads."""
     samples: settings.PositiveInt = 16
@@ -47,18 +50,32 @@ class Config:
 
 @dataclass
 class Findings:
-    """Counts, sizes and faults of a split, class folders or annotations."""
+    """Counts, sizes and faults of a split: class folders, annotations or images with masks."""
 
     kind: str
     classes: tuple[str, ...]
     images: Counter[str]  # class → number of images that have it
     objects: Counter[str] = field(default_factory=Counter)  # class → number of boxes
+    pixels: Counter[str] = field(default_factory=Counter)  # class → number of pixels
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) of the readable images
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     faults: list[Fault] = field(default_factory=list)
-    paths: list[Any] = field(default_factory=list)  # (path, label) of the readable images, or their records
+    paths: list[Any] = field(
+        default_factory=list
+    )  # of readable images: (path, label), record or MaskedImage
 
 
+@dataclass(frozen=True)
+class MaskedImage:
+    """An image of a source with masks."""
+
+    path: Path
+    source: Segmented
+    index: int
+
+
+MASKS = "images with masks"
+MASK_FAULTS = {"unusable": "the image is left out of training"}
 FOLDER_FAULTS = {
     "unreadable picture": "it cannot be decoded",
     "duplicate": "the same file again",
@@ -106,11 +123,28 @@ def of_boxes(data: Annotations) -> Findings:
     return found
 
 
+def of_masks(source: Segmented) -> Findings:
+    """Findings in images with masks: every image is decoded, every mask is read."""
+    found = Findings(MASKS, source.classes, Counter())
+    problems = source.problems(np.arange(len(source)), experiment.checks())
+    for index, (pair, problem) in enumerate(zip(source.pairs, problems, strict=True)):
+        if problem:
+            found.faults.append(Fault(pair.image, "", "unusable", problem))
+            continue
+        counts = np.bincount(source.labels(index).ravel(), minlength=len(source.classes))[: len(source.classes)]
+        found.images.update(source.classes[label] for label in np.flatnonzero(counts))
+        found.pixels.update(dict(zip(source.classes, counts.tolist(), strict=True)))
+        found.sizes += [size[::-1] for size in source.sizes(np.array([index]))]
+        found.paths.append(MaskedImage(pair.image, source, index))
+    return found
+
+
 def look(path: Path, split: str | None) -> dict[str, Findings]:
-    """Findings by split in annotations where there are some, else in class folders; ``all``: there are no splits.
+    """Findings by split in annotations where there are some, else in images with masks, else in class folders; ``all``:
+    there are no splits.
 
     Raises:
-      UserError: there are neither, they cannot be read, or there is no such split.
+      UserError: there is nothing of the kind, they cannot be read, or there is no such split.
     """
     try:
         if split is not None:
@@ -118,14 +152,27 @@ def look(path: Path, split: str | None) -> dict[str, Findings]:
         opened = catalog.open_annotated(path, check=True, cache=experiment.checks())
         return {part: of_boxes(each) for part, each in opened.items()}
     except NoAnnotationsError as error:
-        try:
-            parts = split_folders.open_parts(split_folders.find(path))
-        except UserError as other:
-            raise UserError(f"{error}; or class folders, but {other}") from other
+        kind, parts = "class folders", without_annotations(path, error)
     if split is not None and split not in parts:
         there = "no splits" if "all" in parts else f"the splits {', '.join(parts)}"
-        raise UserError(f"{path} has class folders and {there}: leave --split out, or give the folder of one split")
-    return {part: of_folder(source) for part, source in parts.items() if split in (None, part)}
+        kind = MASKS if any(isinstance(source, Segmented) for source in parts.values()) else kind
+        raise UserError(f"{path} has {kind} and {there}: leave --split out, or give the folder of one split")
+    return {
+        part: of_masks(source) if isinstance(source, Segmented) else of_folder(source)
+        for part, source in parts.items()
+        if split in (None, part)
+    }
+
+
+def without_annotations(path: Path, error: UserError) -> Mapping[str, Any]:
+    """Images with masks, or class folders, by split; UserError with ``error`` where it is neither."""
+    try:
+        return segmented.folder_parts(path)
+    except NoMasksError:
+        try:
+            return split_folders.open_parts(split_folders.find(path))
+        except UserError as other:
+            raise UserError(f"{error}; or class folders, but {other}") from other
 
 
 def shared(path: Path, found: Mapping[str, Findings]) -> list[Fault]:
@@ -156,6 +203,8 @@ def file_of(item: Any) -> Path:
 def print_of(item: Any) -> duplicates.Print:
     """Fingerprint of one of the ``paths`` of findings."""
     path = file_of(item)
+    if isinstance(item, MaskedImage):
+        return duplicates.fingerprint(path.read_bytes(), item.source[item.index]["image"])
     image = images.decode(path, 3, path, upright=True) if isinstance(item, tuple) else annotations.picture(item)
     return duplicates.fingerprint(path.read_bytes(), image)
 
@@ -167,6 +216,7 @@ def merged(found: Mapping[str, Findings], faults: list[Fault]) -> Findings:
     for each in found.values():
         whole.images.update(each.images)
         whole.objects.update(each.objects)
+        whole.pixels.update(each.pixels)
         whole.sizes += each.sizes
         whole.paths += each.paths
     whole.boxes = np.concatenate([each.boxes for each in found.values()])
@@ -175,10 +225,12 @@ def merged(found: Mapping[str, Findings], faults: list[Fault]) -> Findings:
 
 
 def class_rows(whole: Findings, found: Mapping[str, Findings]) -> list[dict[str, Any]]:
-    """One line per class: its images and boxes, and its images in each split."""
+    """One line per class: its images, its boxes or share of the pixels, and its images in each split."""
     rows: list[dict[str, Any]] = []
     for name in whole.classes:
-        boxes = {"boxes": whole.objects[name]} if whole.kind != "class folders" else {}
+        boxes: dict[str, Any] = {"boxes": whole.objects[name]} if whole.kind not in ("class folders", MASKS) else {}
+        if whole.kind == MASKS:
+            boxes = {"pixels": f"{whole.pixels[name] / max(whole.pixels.total(), 1):.2%}"}
         parts = {part: each.images[name] for part, each in found.items()} if len(found) > 1 else {}
         rows.append({"class": name, "images": whole.images[name], **boxes, **parts})
     return rows
@@ -208,6 +260,9 @@ def drawn(found: Findings, item: Any) -> Picture:
     if found.kind == "class folders":
         path, label = item
         return Picture(images.decode(path, 3, path, upright=True), found.classes[label])
+    if isinstance(item, MaskedImage):
+        example = item.source[item.index]
+        return Picture(example["image"], item.path.name, segmentation=example["segmentation"], legend=found.classes)
     names = tuple(found.classes[label] for label in item.labels)
     return Picture(annotations.picture(item), item.path.name, item.boxes, names, tuple(map(int, item.labels)))
 
@@ -230,10 +285,12 @@ def main(config: Config) -> dict[str, Any]:
         if found.paths:
             count = 4 if config.output.smoke else config.samples
             experiment.draw(run, {"samples.png": lambda: draw(found, count, config.seed)})
-    report.table(f"{config.data.name}: {found.kind}, {len(found.sizes)} images, {len(found.boxes)} boxes", rows)
+    boxes = "" if found.kind == MASKS else f", {len(found.boxes)} boxes"
+    report.table(f"{config.data.name}: {found.kind}, {len(found.sizes)} images{boxes}", rows)
     report.say("; ".join(f"{part}: {len(each.sizes)} images" for part, each in parts.items()))
     report.table("sizes", size_rows(found))
-    known = {**annotations.FAULTS, **SPLIT_FAULTS, **(FOLDER_FAULTS if found.kind == "class folders" else {})}
+    own = {"class folders": FOLDER_FAULTS, MASKS: MASK_FAULTS}.get(found.kind, {})
+    known = {**annotations.FAULTS, **SPLIT_FAULTS, **own}
     examples = {fault.kind: fault for fault in reversed(found.faults)}
     faults = [
         {"fault": kind, "what becomes of it": known[kind], "times": n, "first": examples[kind].file.name}

@@ -6,6 +6,7 @@ splits.train[0]      # {"image": uint8 [h, w, 3], "segmentation": uint8 [h, w], 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -100,15 +101,21 @@ def _painted(source: Source) -> Source:
 
 
 def _folder(root: Path, classes: Sequence[str], ignored: Sequence[int], fractions: Fractions) -> Splits:
-    parts = mask_folders.find(root)
+    parts: dict[str, Any] = {**folder_parts(root, classes, ignored)}
     origins = {part: f"its {part}" for part in parts if part != "all"}
     whole = parts.pop("train", None) or parts.pop("all")
+    return complete(root, whole, None, parts, origins, fractions)
+
+
+def folder_parts(root: Path, classes: Sequence[str] = (), ignored: Sequence[int] = ()) -> dict[str, Segmented]:
+    """Images and masks of a folder by split; ``all`` where it has none. Arguments and errors as for `load`."""
+    parts = mask_folders.find(root)
     names = tuple(classes) or mask_folders.class_names(root)
     if not names:
-        highest = max((value for value in mask_folders.values(whole) if value not in (*ignored, IGNORED)), default=0)
+        found = mask_folders.values(parts.get("train") or parts["all"])
+        highest = max((value for value in found if value not in (*ignored, IGNORED)), default=0)
         names = tuple(str(value) for value in range(int(highest) + 1))
         print(f"{root}: no names of classes (--classes gives them); {len(names)} by the values of the masks")
     if len(names) > IGNORED:
         raise UserError(f"{root}: {len(names)} classes; 255 is the value of pixels that have none, so at most 255 fit")
-    given: dict[str, Source] = {part: Segmented(tuple(pairs), names, tuple(ignored)) for part, pairs in parts.items()}
-    return complete(root, Segmented(tuple(whole), names, tuple(ignored)), None, given, origins, fractions)
+    return {part: Segmented(tuple(pairs), names, tuple(ignored)) for part, pairs in parts.items()}

@@ -3,6 +3,7 @@
     pip install -e '.[bench]'
     python experiments/bench.py                                         # about 25 min on 2 CPU cores, 12 GB
     python experiments/bench.py --nets fashion_cnn --modes train        # about 1 min
+    python experiments/bench.py --nets fcn_mobilenet_v2 --peers lax torch               # segmentation, about 5 min
     python experiments/bench.py --nets resnet152 --modes train --peers keras   # also the time to compile, about 4 min
     python experiments/bench.py --smoke                                 # seconds, needs nothing beyond cnnjax
 
@@ -43,7 +44,7 @@ from cnnjax import cli, experiment, plot, report, settings
 from cnnjax.types import UserError
 
 _TORCH = ("torch", "torchvision", "timm")
-NETS = {**bench_nets.NETS, **bench_nets.MORE}
+NETS = bench_nets.ALL
 # Contender beside cnnjax → the packages that it needs.
 PEERS: dict[str, tuple[str, ...]] = {"lax": (), "torch": _TORCH, "torch_compile": _TORCH, "keras": ("keras",)}
 MODES = ("train", "infer")
@@ -136,6 +137,8 @@ def resolve(config: Config) -> Config:
         if unknown or not fewest <= len(set(names)) == len(names):
             got = f"unknown {', '.join(unknown)}" if unknown else " ".join(names) or "nothing"
             raise UserError(f"--{flag} takes different names of {', '.join(known)}; got {got}")
+    if "keras" in config.peers and (absent := [net for net in config.nets if net not in bench_nets.KERAS]):
+        raise UserError(f"Keras has no {', '.join(absent)}: leave keras out of --peers")
     for peer in config.peers:
         missing = [package for package in PEERS[peer] if importlib.util.find_spec(package) is None]
         if missing:
@@ -157,7 +160,7 @@ def machine() -> dict[str, Any]:
 
 def measure(config: Config, mode: str, net: str, run: report.Run, line: Iterator[int]) -> dict[str, Timing]:
     """Times all contenders on one network, round by round; ``line`` gives the numbers of the lines in metrics.jsonl."""
-    shape, batch, _ = NETS[net]
+    shape, batch = NETS[net].shape, NETS[net].batch
     timings: dict[str, Timing] = {}
     with contextlib.ExitStack() as stack:
         workers = {}

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bench_nets
 import numpy as np
 
 WARM_UP = 2  # steps that are not timed; torch and Keras compile in the first one
@@ -32,7 +33,7 @@ class Job:
     """Settings of one worker."""
 
     net: str
-    """Name of bench_nets.NETS or bench_nets.MORE."""
+    """Name of bench_nets.ALL."""
     shape: tuple[int, int, int]
     """Height, width and channels of an image."""
     batch: int
@@ -45,9 +46,11 @@ class Job:
     """Call cnnjax.compiler.tune_malloc first."""
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
-        """Random images [n, h, w, c] float32 and labels [n] below 10, equal for all contenders."""
+        """Random images [n, h, w, c] float32 and labels [n] or [n, h, w] below 10, equal for all contenders."""
         rng = np.random.default_rng(0)
-        return rng.normal(size=(self.batch, *self.shape)).astype(np.float32), rng.integers(0, 10, self.batch)
+        images = rng.normal(size=(self.batch, *self.shape)).astype(np.float32)
+        labelled = (self.batch, *self.shape[:2]) if bench_nets.ALL[self.net].pixels else self.batch
+        return images, rng.integers(0, 10, labelled)
 
 
 class Ready(NamedTuple):
@@ -68,13 +71,13 @@ def flax_net(job: Job, options: Mapping[str, str], fold: bool) -> Ready:
 
     ``fold`` folds BatchNorm into the convolutions for inference.
     """
-    import bench_nets
     import jax
 
     from cnnjax import models, nn
 
     images, labels = map(jax.numpy.asarray, job.data())
-    model = models.create(job.net, **{**bench_nets.NETS, **bench_nets.MORE}[job.net].fields)
+    net = bench_nets.ALL[job.net]
+    model = models.create(net.model or job.net, **net.fields)
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     if job.mode == "infer" and fold:
@@ -153,7 +156,11 @@ def torch_eager(job: Job, compiled: bool = False) -> Ready:
     model = torch_net(job.net).to(memory_format=torch.channels_last).train(job.mode == "train")
     parameters = sum(leaf.numel() for leaf in model.parameters())
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM)
-    run = torch.compile(model) if compiled else model
+    whole = torch.compile(model) if compiled else model
+
+    def run(images: Any) -> Any:
+        found = whole(images)
+        return found["out"] if isinstance(found, dict) else found
 
     def train() -> None:
         optimizer.zero_grad()
@@ -168,7 +175,7 @@ def torch_eager(job: Job, compiled: bool = False) -> Ready:
 
 
 def torch_net(name: str) -> Any:
-    """Network of torchvision or timm, or the chapter's CNN."""
+    """Network of torchvision or timm, torchvision's FCN head on its MobileNetV2, or the chapter's CNN."""
     from torch import nn
 
     if name == "fashion_cnn":
@@ -188,6 +195,12 @@ def torch_net(name: str) -> Any:
         import timm
 
         return timm.create_model("legacy_xception")
+    if name == "fcn_mobilenet_v2":
+        from torchvision.models import segmentation
+
+        features = torchvision.models.mobilenet_v2(weights=None).features
+        base = torchvision.models._utils.IntermediateLayerGetter(features, {"18": "out"})
+        return segmentation.fcn.FCN(base, segmentation.fcn.FCNHead(1280, 11))
     return getattr(torchvision.models, name)(weights=None)
 
 
@@ -231,12 +244,8 @@ def keras_net(job: Job) -> Any:
     """Network of keras.applications, or the chapter's CNN, that returns logits."""
     import keras
 
-    names = {"resnet50": "ResNet50", "resnet152": "ResNet152", "vgg16": "VGG16"}
-    names |= {"mobilenet_v2": "MobileNetV2", "xception": "Xception"}
-    if job.net in names:
-        return getattr(keras.applications, names[job.net])(
-            weights=None, input_shape=job.shape, classifier_activation=None
-        )
+    if name := bench_nets.KERAS[job.net]:
+        return getattr(keras.applications, name)(weights=None, input_shape=job.shape, classifier_activation=None)
     layers: list[Any] = [keras.Input(job.shape)]
     for features, size, convs in ((64, 7, 1), (128, 3, 2), (256, 3, 2)):
         layers += [keras.layers.Conv2D(features, size, padding="same", activation="relu") for _ in range(convs)]

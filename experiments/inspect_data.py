@@ -60,9 +60,7 @@ class Findings:
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height) of the readable images
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     faults: list[Fault] = field(default_factory=list)
-    paths: list[Any] = field(
-        default_factory=list
-    )  # of readable images: (path, label), record or MaskedImage
+    paths: list[Any] = field(default_factory=list)  # of readable images: (path, label), record or MaskedImage
 
 
 @dataclass(frozen=True)

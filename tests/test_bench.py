@@ -27,9 +27,9 @@ SCRIPT = Path(__file__).parent.parent / "experiments" / "bench.py"
     ],
 )
 def test_nets_have_the_published_number_of_parameters(net, count):
-    shape, _, fields = bench_nets.NETS[net]
-    model = models.create(net, **fields)
-    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), "float32"))
+    one = bench_nets.NETS[net]
+    model = models.create(net, **one.fields)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *one.shape), "float32"))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
 
 
@@ -45,6 +45,7 @@ def test_nets_have_the_published_number_of_parameters(net, count):
         ({"nets": ()}, "; got nothing"),
         ({"modes": ("test",)}, "--modes takes different names of train, infer; got unknown test"),
         ({"peers": ("jax",)}, "--peers takes different names of lax, torch, torch_compile, keras; got unknown jax"),
+        ({"nets": ("vgg16", "resnet18")}, "Keras has no resnet18: leave keras out of --peers"),
         ({"rounds": 0}, "--rounds must be above 0, got 0"),
     ],
 )

@@ -76,7 +76,7 @@ def test_what_cannot_be_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no images beside masks .*; or annotations with outlines, but "):
         segmented.load(tmp_path / "empty")
-    with pytest.raises(UserError, match="that are known here are oxford_iiit_pet, cityscapes"):
+    with pytest.raises(UserError, match="nor a known data set with masks, as are oxford_iiit_pet, cityscapes"):
         masked.prepared("mnist", "train", tmp_path)
 
 

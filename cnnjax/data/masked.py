@@ -221,14 +221,16 @@ class PreparedMasks(Masked):
         return f"{self.stored.name}, example {index}"
 
 
-def prepared(name: str, split: str, directory: Path) -> PreparedMasks:
-    """Opens a split of a data set in `PREPARED`.
+def layout(name: str) -> Layout:
+    """Layout of a data set in `PREPARED`; UserError of another."""
+    found = PREPARED.get(tfds.base_name(name))
+    if found is None:
+        raise UserError(f"{name}: no such folder, nor a known data set with masks, as are {', '.join(PREPARED)}")
+    return found
 
-    Raises:
-      UserError: another data set; as `tfds.tfds_split`.
-    """
-    layout = PREPARED.get(tfds.base_name(name))
-    if layout is None:
-        raise UserError(f"{name}: data sets with masks that are known here are {', '.join(PREPARED)}")
-    stored = tfds.opened(name, split, directory, tuple(layout.values), 3, (layout.image, layout.mask))
-    return PreparedMasks(stored, layout)
+
+def prepared(name: str, split: str, directory: Path) -> PreparedMasks:
+    """Opens a split of a data set in `PREPARED`; errors as in ``layout`` and `tfds.tfds_split`."""
+    known = layout(name)
+    stored = tfds.opened(name, split, directory, tuple(known.values), 3, (known.image, known.mask))
+    return PreparedMasks(stored, known)

@@ -67,6 +67,7 @@ def load(
         except mask_folders.NoMasksError as error:
             found = _outlined(root, error, fractions)
     else:
+        masked.layout(str(name))
         directory = tfds.tfds_directory(data_dir)
         texts = catalog.tfds_splits(str(name), directory, {}, fractions, None)
         say(name, texts)

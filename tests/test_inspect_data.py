@@ -53,6 +53,32 @@ def test_coco(shared, tmp_path):
     assert (summary["kind"], summary["images"], summary["boxes"], summary["classes"]) == ("coco", 128, 898, 80)
 
 
+def test_images_with_masks(tmp_path, capsys):
+    root, rng = tmp_path / "streets", np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in (split, f"{split}annot"):
+            (root / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).save(root / split / f"{i}.png")
+            mask = np.full((6, 8), 255, np.uint8)
+            mask[:3], mask[3, : 4 * (split == "train")] = 0, 1
+            Image.fromarray(mask if (split, i) != ("test", 2) else mask[:5]).save(root / f"{split}annot" / f"{i}.png")
+    (root / "classes.txt").write_text("road\nsky\n")
+    summary = main(settings.change(Config(root), run_dir=tmp_path / "run", smoke=True))
+    assert (summary["kind"], summary["images"], summary["classes"]) == ("images with masks", 5, 2)
+    assert {key: x for key, x in summary.items() if "faults" in key} == {
+        "faults/unusable": 1,
+        "faults/class missing": 1,
+    }
+    counts = {row["class"]: row for row in rows(tmp_path / "run" / "classes.csv")}
+    assert (counts["road"]["images"], counts["sky"]["images"], counts["sky"]["test"]) == ("5", "3", "0")
+    assert (counts["road"]["pixels"], counts["sky"]["pixels"]) == ("90.91%", "9.09%")
+    fault = next(row for row in rows(tmp_path / "run" / "faults.csv") if row["kind"] == "unusable")
+    assert "2.png: it has 8×5 pixels, its image 8×6: make them equal" in fault["what"]
+    with pytest.raises(UserError, match="has images with masks and the splits train, test: leave --split out"):
+        main(settings.change(Config(root), split="valid", run_dir=tmp_path / "other"))
+
+
 @pytest.fixture
 def folders(tmp_path):
     root = tmp_path / "photos"

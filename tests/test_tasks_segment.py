@@ -3,6 +3,7 @@
 import json
 from typing import ClassVar
 
+import evaluate
 import export
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import segment as experiment
 from PIL import Image
 
 from cnnjax import models, plot, serving, settings, sharding, train
-from cnnjax.data import pipeline, preparation, sources, views
+from cnnjax.data import pipeline, preparation, segmented, sources, views
 from cnnjax.metrics import segmentation as metrics
 from cnnjax.ops import resize, tiles
 from cnnjax.tasks import classify, segment
@@ -236,6 +237,19 @@ def test_a_run_is_kept_predicts_masks_and_is_exported(folder, tmp_path, few_pict
         assert {each["name"]: each["share"] for each in entry["classes"]} == {
             name: pytest.approx(x, abs=1e-4) for name, x in zip(CLASSES, shares, strict=True) if x
         }
+
+    fields = {"dataset": str(folder), "run": tmp_path / "run", "run_dir": tmp_path / "scored", "batch_size": 7}
+    scored = evaluate.main(settings.change(evaluate.Config(), **fields))
+    assert (scored["count"], scored["unreadable"]) == (40, 0)
+    source, total = segmented.folder_parts(folder)["all"], 0
+    for i, pair in enumerate(source.pairs):
+        truth = served.card.transform()(source[i])["segmentation"]
+        own = served.predict(served.variables, served.card.pixels([pair.image]))["segmentation"][0]
+        total = total + np.asarray(metrics.confusion(own.astype(np.int32), truth, 3))
+    expected = metrics.figures({"confusion": total}, CLASSES)
+    assert {name: scored[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    fields |= {"run_dir": tmp_path / "mirrored", "test_mirrored": True}
+    assert evaluate.main(settings.change(evaluate.Config(), **fields))["count"] == 40
 
     fields = {"run": tmp_path / "run", "platforms": ("cpu",), "run_dir": tmp_path / "export"}
     assert export.main(settings.change(export.Config(), **fields))["largest_difference"] < 1e-4

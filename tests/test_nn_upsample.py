@@ -70,6 +70,17 @@ def test_transposed_convolution_is_the_adjoint(window, strides, padding):
     np.testing.assert_allclose(found, jax.grad(inner)(jnp.zeros(found.shape)), atol=1e-5)
 
 
+def test_unpooling_puts_values_where_the_maxima_were():
+    before = np.array([[1, 5, 2, 2], [3, 4, 2, 2]], np.float32)[None, :, :, None]
+    found = resize.unpool(np.array([[7, 9]], np.float32)[None, :, :, None], before)
+    assert found[0, :, :, 0].tolist() == [[0, 7, 9, 0], [0, 0, 0, 0]]  # of equal maxima the first
+    x = np.random.default_rng(0).normal(size=(2, 6, 8, 3)).astype(np.float32)
+    again = resize.unpool(nn.max_pool(x, 2), x)
+    np.testing.assert_array_equal(again, np.where(resize.upsample_nearest(nn.max_pool(x, 2), 2) == x, x, 0))
+    with pytest.raises(ValueError, match="is not pooled from one of"):
+        resize.unpool(x, x[:, :5])
+
+
 def test_pixel_shuffle_by_hand():
     x = np.arange(8, dtype=np.float32).reshape(1, 1, 1, 8)  # 2 channels of 2 × 2 pixels
     found = resize.pixel_shuffle(x, 2)

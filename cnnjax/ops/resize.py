@@ -1,4 +1,4 @@
-"""Sizes of feature maps: nearest, bilinear and bicubic upsampling, and cells moved into depth and back."""
+"""Sizes of feature maps: nearest, bilinear and bicubic upsampling, unpooling, and cells moved into depth and back."""
 
 from collections.abc import Sequence
 
@@ -37,6 +37,29 @@ def bicubic(x: Array, shape: Sequence[int]) -> jax.Array:
     chex.assert_rank(x, 4)
     n, _, _, channels = x.shape
     return jax.image.resize(x, (n, *shape, channels), "bicubic", antialias=False)
+
+
+def unpool(x: Array, before: Array) -> jax.Array:
+    """Values of a pooled map at the places of the maxima, zeros elsewhere: ``[n, h / f, w / f, c]`` → ``[n, h, w, c]``.
+
+    Sources: Zeiler & Fergus 2014, sec. 2.1; SegNet (Badrinarayanan et al. 2017, sec. III). As torch's ``MaxUnpool2d``
+    for windows that do not overlap; of equal maxima the first counts.
+
+    Args:
+      before: ``[n, h, w, c]``, the map that was pooled, by windows of f × f pixels.
+
+    Raises:
+      ValueError: the size of ``before`` is no multiple of that of ``x``.
+    """
+    chex.assert_rank((x, before), 4)
+    n, rows, columns, channels = x.shape
+    factor = before.shape[1] // rows
+    if before.shape != (n, rows * factor, columns * factor, channels):
+        raise ValueError(f"a map of {x.shape} is not pooled from one of {before.shape}")
+    cells = jnp.asarray(before).reshape(n, rows, factor, columns, factor, channels).transpose(0, 1, 3, 5, 2, 4)
+    first = cells.reshape(*cells.shape[:4], -1).argmax(-1)[..., None] == jnp.arange(factor**2)
+    placed = jnp.where(first, jnp.asarray(x)[..., None], 0).reshape(cells.shape)
+    return placed.transpose(0, 1, 4, 2, 5, 3).reshape(before.shape)
 
 
 def fit(x: Array, shape: Sequence[int]) -> jax.Array:

@@ -62,3 +62,13 @@ def test_interpolation_and_pixel_shuffle_are_torchs(factor):
     np.testing.assert_allclose(ours, expected.transpose(0, 2, 3, 1), atol=2e-6)
     shuffled = torch.nn.functional.pixel_shuffle(theirs, factor).numpy()
     np.testing.assert_array_equal(resize.pixel_shuffle(x, factor), shuffled.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_unpooling_is_torchs(factor):
+    before = np.random.default_rng(0).integers(0, 9, (2, 6 * factor, 5 * factor, 3)).astype(np.float32)  # many ties
+    values = np.random.default_rng(1).normal(size=(2, 6, 5, 3)).astype(np.float32)
+    theirs = [torch.from_numpy(x.transpose(0, 3, 1, 2).copy()) for x in (before, values)]
+    _, places = torch.nn.functional.max_pool2d(theirs[0], factor, return_indices=True)
+    expected = torch.nn.functional.max_unpool2d(theirs[1], places, factor).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(resize.unpool(values, before), expected)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PARITY_STAMP := $(VENV)/parity_installed
 # Quick tests of numbers that `make parity` runs again with all of XLA's optimizations, as users' programs have them.
-AS_USERS := tests/test_ops_cpu.py tests/test_ops_cpu_transforms.py tests/test_train.py $(wildcard tests/test_tasks_*.py)
+AS_USERS := tests/test_ops_cpu.py tests/test_ops_cpu_transforms.py tests/test_train.py
 
 .PHONY: help run test parity lint format clean
 
@@ -30,7 +30,7 @@ $(PARITY_STAMP): $(STAMP)
 
 parity: $(PARITY_STAMP)  ## slow tests: every model takes a step, and and equals its peers, which it installs
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 CNNJAX_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/parity $(AS_USERS) --numprocesses 2 --dist worksteal
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m exhaustive --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m exhaustive --numprocesses 2 --dist worksteal
 
 lint: $(STAMP)  ## check style, format and types
 	$(BIN)/ruff check .

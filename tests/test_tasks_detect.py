@@ -147,6 +147,7 @@ MULTI = {
 }
 
 
+@pytest.mark.exhaustive
 def test_a_run_leaves_its_figures_and_pictures(trained):
     folder, summary = trained
     assert json.loads((folder / "summary.json").read_text()) == summary

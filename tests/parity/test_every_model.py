@@ -1,9 +1,10 @@
-"""Every variant of ``models.names()`` is computed: a gradient step, and inference image by image.
+"""Every architecture of ``models.names()`` is computed: a gradient step, and inference image by image.
 
 It takes minutes, so it is not among the quick tests, which cover everything that needs no computation.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from cnnjax.tasks import classify
 
 KEY = jax.random.key(0)
 KEYS = {"params": KEY, "dropout": KEY}
+# Deeper variants have the units of shallower ones.
+DEEPER = re.compile(r"resnet(34|101|152)(_v1|_v2)?|seresnet(101|152)|vgg19")
 SIZES = (32, 48, 64, 80, 96, 128)  # pixels; each model takes the smallest of these that it admits
 jit = functools.partial(jax.jit, compiler_options=peers.FAST)
 
@@ -39,7 +42,7 @@ def small_shape(model):
     return next((shape for shape in shapes if takes(model, shape)), model.image_shape)
 
 
-@pytest.fixture(scope="module", params=models.names())
+@pytest.fixture(scope="module", params=[name for name in models.names() if not DEEPER.fullmatch(name)])
 def initialized(request):
     """Model, variables and images of a small size; the tests of one model follow each other, then its memory is freed.
 

@@ -269,12 +269,16 @@ def base(folder: Path) -> pretrained.Network:
     """Network that a run has trained, without its top, for transfer learning.
 
     Raises:
-      UserError: the run has not ended, its files are damaged, or it does not take RGB images.
+      UserError: the run has not ended, its files are damaged, it does not take RGB images, or knows no classes.
     """
     known = load_card(folder)
     if known.channels != 3:
         raise UserError(f"the network of {folder} takes images with 1 channel: a base for photos takes 3")
     model = known.module()
+    if not hasattr(model, "num_classes"):
+        raise UserError(
+            f"the network of {folder} knows no classes ({known.task}): a base is a classifier, or stands on one"
+        )
     if hasattr(model, "base"):
         return pretrained.Network(known, model.base, transfer.base_variables(load(folder).variables))
     headless = model.clone(num_classes=None)

@@ -218,6 +218,8 @@ def with_masks(config: Config, card: serving.Card) -> Examples:
 
 def evaluate_task(config: Config, card: serving.Card) -> dict[str, Any]:
     """Evaluates a run whose task is not classification, and writes the report; returns the summary."""
+    if card.task == "super_resolve":
+        raise UserError(f"{config.network.title} enlarges photos: super_resolution.py scores it on its test split")
     ways, about_masks = config.test_time.options(card.task), card.task == "segment"
     examples = (with_masks if about_masks else with_boxes)(config, card)
     data, bad = screening.usable(examples.source, experiment.checks())

@@ -49,6 +49,10 @@ def resolve(config: Config) -> Config:
 def main(config: Config) -> dict[str, float]:
     """Exports, compares, prints the table; returns the summary."""
     config = resolve(config)
+    if config.network.card(random=config.output.smoke).task == "super_resolve":
+        raise UserError(
+            f"{config.network.title} enlarges photos of any size, a program takes one: use predict.py --run"
+        )
     served = config.network.load(random=config.output.smoke)
     with experiment.opened(config, {}) as run:
         path = run.dir / "network.stablehlo"

@@ -2,6 +2,8 @@
 
 import json
 
+import evaluate
+import export
 import jax
 import numpy as np
 import predict
@@ -106,6 +108,14 @@ def test_a_run_leaves_its_figures_and_picture(tmp_path, few_pictures):
     assert {"test/psnr", "test/ssim", "test/bicubic_psnr", "test/gain", "valid/psnr"} <= summary.keys()
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert (tmp_path / "run" / "before_after.png").is_file()
+
+    with pytest.raises(UserError, match="run enlarges photos of any size, a program takes one"):
+        export.main(settings.change(export.Config(), run=tmp_path / "run", run_dir=tmp_path / "exported"))
+    fields = {"dataset": str(tmp_path / "photos"), "run": tmp_path / "run", "run_dir": tmp_path / "scored"}
+    with pytest.raises(UserError, match="super_resolution.py scores it"):
+        evaluate.main(settings.change(evaluate.Config(), **fields))
+    with pytest.raises(UserError, match="knows no classes"):
+        serving.base(tmp_path / "run")
 
     photo = tmp_path / "photos" / "cat" / "3.png"
     fields = {"images": (str(photo),), "run": tmp_path / "run", "run_dir": tmp_path / "enlarged"}

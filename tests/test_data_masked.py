@@ -1,12 +1,12 @@
 """Masks of annotations with outlines, and of data sets that tensorflow-datasets prepared."""
 
-import io
 import json
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from tfds_files import png, prepare
 
 from cnnjax.data import masked, segmented
 from cnnjax.types import IGNORED, UserError
@@ -78,33 +78,6 @@ def test_what_cannot_be_is_one_line(tmp_path):
         segmented.load(tmp_path / "empty")
     with pytest.raises(UserError, match="nor a known data set with masks, as are oxford_iiit_pet, cityscapes"):
         masked.prepared("mnist", "train", tmp_path)
-
-
-def png(values):
-    file = io.BytesIO()
-    Image.fromarray(np.asarray(values, np.uint8)).save(file, "PNG")
-    file.seek(0)
-    return file
-
-
-def prepare(root, name, features, splits, config=None):
-    """Prepares a data set; ``splits`` are lists of examples."""
-
-    class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
-
-        def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, manager):
-            return {split: self._generate_examples(split) for split in splits}
-
-        def _generate_examples(self, split):
-            yield from enumerate(splits[split])
-
-    Small.name = name
-    Small(data_dir=root, file_format="array_record").download_and_prepare(file_format="array_record")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+import tfds_files
 
 from cnnjax.data import catalog, sources, targets, transforms
 from cnnjax.data.formats import tfds_boxes
@@ -17,11 +17,8 @@ WIDTH, HEIGHT = 80, 50
 
 
 def png(number, size=(WIDTH, HEIGHT), orientation=1):
-    file, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = orientation
-    Image.new("RGB", size, (number, 0, 0)).save(file, "PNG", exif=exif)
-    file.seek(0)
-    return file
+    """Image of one color, whose red is ``number``."""
+    return tfds_files.png(np.full((*size[::-1], 3), (number, 0, 0)), orientation)
 
 
 def each(x0, y0, x1, y1, label="dog", size=(WIDTH, HEIGHT), **flags):
@@ -38,24 +35,14 @@ def prepare(root: Path, name: str, flags: dict, splits: dict, config: str | None
         "image/filename": tfds.features.Text(),
         "objects": tfds.features.Sequence(objects),
     }
-
-    class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
-
-        def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, manager):
-            return {split: self._generate_examples(split) for split in splits}
-
-        def _generate_examples(self, split):
-            for i, (image, several) in enumerate(splits[split]):
-                yield i, {"image": image, "image/filename": f"{split}{i}.png", "objects": several}
-
-    Small.name = name
-    builder = Small(data_dir=root, file_format="array_record")
-    builder.download_and_prepare(file_format="array_record")
+    examples = {
+        split: [
+            {"image": image, "image/filename": f"{split}{i}.png", "objects": several}
+            for i, (image, several) in enumerate(each)
+        ]
+        for split, each in splits.items()
+    }
+    tfds_files.prepare(root, name, features, examples, config)
 
 
 def by_pixel(source):

@@ -112,7 +112,7 @@ def test_a_run_leaves_its_figures_and_picture(tmp_path, few_pictures):
     with pytest.raises(UserError, match="run enlarges photos of any size, a program takes one"):
         export.main(settings.change(export.Config(), run=tmp_path / "run", run_dir=tmp_path / "exported"))
     fields = {"dataset": str(tmp_path / "photos"), "run": tmp_path / "run", "run_dir": tmp_path / "scored"}
-    with pytest.raises(UserError, match="super_resolution.py scores it"):
+    with pytest.raises(UserError, match="scores it on its test split"):
         evaluate.main(settings.change(evaluate.Config(), **fields))
     with pytest.raises(UserError, match="knows no classes"):
         serving.base(tmp_path / "run")

@@ -71,8 +71,9 @@ def test_remat_gives_the_same_loss_and_gradient(monkeypatch):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 75, 75, 3)).astype(np.float32)
     abstract = jax.eval_shape(models.create("inception_v3", num_classes=5).init, KEYS, x)
-    variables = jax.tree.map(lambda p: rng.normal(size=p.shape, scale=0.1).astype(p.dtype), abstract)
-    found = []
+    # In float64: random deep networks enlarge float32's rounding, which differs between two programs.
+    variables = jax.tree.map(lambda p: rng.normal(size=p.shape, scale=0.1), abstract)
+    x, found = x.astype(np.float64), []
     for remat in (False, True):
         model = models.create("inception_v3", num_classes=5, remat=remat)
 
@@ -82,7 +83,8 @@ def test_remat_gives_the_same_loss_and_gradient(monkeypatch):
             )
             return jnp.square(logits - 1).sum() + endpoints["aux1"].sum()
 
-        found.append(jax.jit(jax.value_and_grad(loss), compiler_options=FAST)(variables["params"]))
+        with jax.enable_x64(True):
+            found.append(jax.jit(jax.value_and_grad(loss), compiler_options=FAST)(variables["params"]))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), *found)
     assert set(kept) < variables["params"].keys()
 

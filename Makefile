@@ -28,7 +28,7 @@ $(PARITY_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[parity]'
 	@touch $@
 
-parity: $(PARITY_STAMP)  ## slow tests: every model takes a step, and and equals its peers, which it installs
+parity: $(PARITY_STAMP)  ## slow tests: every model takes a step, and equals its peers, which it installs
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 CNNJAX_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/parity $(AS_USERS) --numprocesses 2 --dist worksteal
 	$(BIN)/python -m pytest -m exhaustive --numprocesses 2 --dist worksteal
 

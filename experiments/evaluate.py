@@ -248,7 +248,7 @@ def main(config: Config) -> dict[str, Any]:
     card = config.network.card(random=config.output.smoke)
     if tasks.named(card.task).task is not classify.task:
         return evaluate_task(config, card)
-    config.test_time.options(card.task)
+    config.test_time.options(card.task)  # an error if any is asked for
     names = [classify.named(each) for each in card.classes]
     data, bad = screening.usable(load_data(config, names, card.channels), experiment.checks())
     blank = {"image": np.zeros(card.shape, np.uint8), "label": np.int32(0)}

@@ -15,7 +15,6 @@ mobilenet_v1_0.75_224.keras --resize squeeze`` china.jpg is, in this order, beac
 A run's network predicts what it was trained for: that of localize.py also predicts a box.
 """
 
-import functools
 import glob
 import sys
 from collections import Counter
@@ -146,14 +145,17 @@ def predict_tiled(
     served: serving.Served, task: Task, source: sources.Lenient, tiled: Tiling
 ) -> tuple[dict[int, Prediction], np.ndarray]:
     """Predictions as ``predict_all``, of images at their own size."""
-    compute, predictions = jax.jit(task.predict), {}
+    compute, variables, predictions = jax.jit(task.predict), jax.device_put(served.variables), {}
     readable = np.zeros(len(source), bool)
+
+    def on_tile(images: np.ndarray) -> dict[str, np.ndarray]:
+        return jax.device_get(compute(variables, images))
+
     for place in range(len(source)):
         example = source[place]
         readable[place] = example["readable"]
         if readable[place]:
-            on_device = functools.partial(compute, served.variables)
-            predictions[place] = tiles.predict(lambda x, f=on_device: jax.device_get(f(x)), example["image"], *tiled)
+            predictions[place] = tiles.predict(on_tile, example["image"], *tiled)
     return predictions, readable
 
 

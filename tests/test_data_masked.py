@@ -73,6 +73,7 @@ def test_what_cannot_be_is_one_line(tmp_path):
     found = segmented.load(coco(tmp_path / "b", [wrong]))
     with pytest.raises(UserError, match=r"b/\d.png: a mask of \(3, 3\)"):
         found.train[0]
+    assert "a mask of (3, 3)" in found.train.source.problems(np.arange(1), None)[0]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no images beside masks .*; or annotations with outlines, but "):
         segmented.load(tmp_path / "empty")

@@ -97,11 +97,9 @@ def flip_up_down(example: Example, flip: Array | bool = True) -> Example:
 
 def _mirrored(example: Example, flip: Array | bool, axis: int) -> Example:
     image = _image(example)
-    length, low, high = image.shape[axis], 1 - axis, 3 - axis  # boxes are xyxy
 
     def mirrored(boxes: jax.Array) -> jax.Array:
-        other = boxes.at[:, low].set(length - boxes[:, high]).at[:, high].set(length - boxes[:, low])
-        return jnp.where(flip, other, boxes)
+        return jnp.where(flip, box_ops.mirrored(boxes, image.shape[axis], axis), boxes)
 
     def planes(x: jax.Array, outside: Array) -> jax.Array:
         return jnp.where(flip, jnp.flip(x, axis=axis - 2), x)

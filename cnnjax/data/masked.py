@@ -139,8 +139,16 @@ class Outlined(Masked):
         return [(record.height, record.width) for record in map(self._record, indices)]
 
     def problems(self, indices: np.ndarray, cache: Path | None) -> list[str]:
-        """Reasons for which images cannot be used, see `annotations.AnnotatedImages.problems`."""
-        return self.images.problems(indices, cache)
+        """Reasons for which images cannot be used, see `annotations.AnnotatedImages.problems`; or a mask's size."""
+        found = self.images.problems(indices, cache)
+        return [problem or self._reason(int(index)) for index, problem in zip(indices, found, strict=True)]
+
+    def _reason(self, index: int) -> str:
+        try:
+            self.labels(index)
+        except UserError as error:
+            return str(error)
+        return ""
 
     def _record(self, index: int) -> Record:
         return self.images.annotations.records[index]

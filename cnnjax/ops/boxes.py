@@ -148,6 +148,13 @@ def clip(boxes: Array, height: Array | int, width: Array | int) -> jax.Array:
     return jnp.clip(boxes, 0, jnp.stack([width, height, width, height]).astype(boxes.dtype))
 
 
+def mirrored(boxes: Array, length: Array | int, axis: int) -> jax.Array:
+    """Boxes [..., 4] in the mirror image of ``length`` pixels: ``axis`` 0 exchanges top and bottom, 1 left and right."""
+    low, high = 1 - axis, 3 - axis
+    boxes = jnp.asarray(boxes)
+    return boxes.at[..., low].set(length - boxes[..., high]).at[..., high].set(length - boxes[..., low])
+
+
 def visible(boxes: Array, height: Array | int, width: Array | int) -> jax.Array:
     """Share [...] of each box's area that lies inside an image, for boxes [..., 4]; 0 for a box without area."""
     return _ratio(area(clip(boxes, height, width)), area(boxes))

@@ -117,7 +117,9 @@ def task(
         for flip in tasks.mirrors(mirrored):
             outputs, _ = model.apply(variables, jnp.flip(prepared, flip), train=False)
             boxes, scores = model.decode(outputs, (height, width))
-            seen.append((_flipped(boxes, flip, (height, width)), scores))
+            for axis in flip:
+                boxes = ops.mirrored(boxes, images.shape[axis], axis - 1)
+            seen.append((boxes, scores))
         boxes, scores = (jnp.concatenate(each, 1) for each in zip(*seen, strict=True))
         return found(model, boxes, scores, (height, width), score_threshold, iou_threshold, deepest=deepest)
 
@@ -135,16 +137,6 @@ def task(
         draw=lambda example, prediction: draw(example, prediction, classes),
         best="map50",
     )
-
-
-def _flipped(boxes: Array, flip: Sequence[int], image_shape: tuple[int, int]) -> Array:
-    """Boxes xyxy [n, k, 4] of images flipped along the axes ``flip``, in the images as they were."""
-    boxes = jnp.asarray(boxes)
-    for axis in flip:
-        low, high = 2 - axis, 4 - axis
-        length = image_shape[axis - 1]
-        boxes = boxes.at[..., low].set(length - boxes[..., high]).at[..., high].set(length - boxes[..., low])
-    return boxes
 
 
 def found(

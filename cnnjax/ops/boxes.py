@@ -149,7 +149,7 @@ def clip(boxes: Array, height: Array | int, width: Array | int) -> jax.Array:
 
 
 def mirrored(boxes: Array, length: Array | int, axis: int) -> jax.Array:
-    """Boxes [..., 4] in the mirror image of ``length`` pixels: ``axis`` 0 exchanges top and bottom, 1 left and right."""
+    """Boxes [..., 4] in the mirror image, of ``length`` pixels: ``axis`` 0 exchanges top and bottom, 1 the sides."""
     low, high = 1 - axis, 3 - axis
     boxes = jnp.asarray(boxes)
     return boxes.at[..., low].set(length - boxes[..., high]).at[..., high].set(length - boxes[..., low])

@@ -121,7 +121,7 @@ def tiling(config: Config, task: str) -> Tiling | None:
     return Tiling(size, overlap, multiple)
 
 
-def open_images(shown: Sequence[frames.Frame], card: serving.Card, *, as_they_are: bool) -> sources.Lenient:
+def open_images(shown: Sequence[frames.Frame], card: serving.Card, *, as_they_are: bool = False) -> sources.Lenient:
     """Images as they are or prepared for the network; one that cannot be read is black, and False in ``readable``."""
     files = frames.Frames(tuple(shown), card.channels)
     blank = {"image": np.zeros(card.shape, np.uint8), "label": np.int32(0)}

@@ -51,7 +51,7 @@ def test_any_flags_give_settings_or_one_short_error(name, tmp_path, monkeypatch)
     rng, outcomes = random.Random(name), set()
     start = importlib.import_module(name).Config(*(["data"] if name == "inspect_data" else []))
     for _ in range(-(-300 // len(SCRIPTS))):
-        words, began = sample(rng, name, start), time.process_time()
+        words, began = sample(rng, name, start), time.thread_time()
         try:
             read(name, words)
             outcomes.add("settings")
@@ -62,6 +62,6 @@ def test_any_flags_give_settings_or_one_short_error(name, tmp_path, monkeypatch)
             outcomes.add("error")
         except SystemExit as usage:
             outcomes.add("usage" if usage.code == 2 else "end")
-        assert time.process_time() - began < 1, words
+        assert time.thread_time() - began < 1, words
     assert {"usage"} < outcomes <= {"usage", "error", "settings"}
     assert not list(tmp_path.iterdir())
